@@ -1,0 +1,1 @@
+"""Attention and everything it is made of: masks, positions, kernels, caches."""

@@ -1,0 +1,1 @@
+"""Reading and writing checkpoints: exact or an error."""

@@ -1,0 +1,1 @@
+"""What every other room stands on: the types at the seams, errors, and dataclasses as JSON."""

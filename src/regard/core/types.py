@@ -1,0 +1,182 @@
+"""The few shapes that meet at the seams.
+
+Shape legend, used in every signature: B batch, S sequence (Q and K where queries and keys differ), H heads,
+G key-value heads, D head_dim, E embed_dim, F ffn_dim, V vocab, R rows (B, or 1 where every row is the same).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from regard.attention.cache import LayerCache
+    from regard.attention.mask import Mask
+
+IGNORE = -100
+"""The target id that carries no loss."""
+
+Batch = dict[str, Tensor]
+"""What a model is called with, by keyword (tokens, valid, decoder_tokens, ...), plus ``targets`` in training."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Where each token stands: its order in the row (for masks and caches) and its coordinates (for positions).
+
+    Order counts the real tokens of a row from 0, wherever padding lies; -1 marks padding, which nothing may
+    attend to. So the same row gives the same answer alone, in a batch, and padded on either side.
+
+    Attributes:
+        order: [R S] integers, -1 = padding. R is 1 when all rows agree.
+        at: [R S] coordinates, [R S 2] in two dimensions; padding lies at 0. Equal to ``order`` unless given.
+        padded: False promises that no entry of ``order`` is -1.
+        memo: values derived from this index within one forward pass (dense masks, position biases), shared by layers.
+    """
+
+    order: Int[Tensor, "R S"]
+    at: Tensor
+    padded: bool
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def count(cls, length: int, *, start: int = 0, device: torch.device | str | None = None) -> Index:
+        """Positions start, start + 1, ... for rows without padding; one row stands for all."""
+        order = torch.arange(start, start + length, device=device)[None]
+        return cls(order, order, padded=False)
+
+    @classmethod
+    def of(cls, valid: Bool[Tensor, "B S"], *, start: Int[Tensor, "B 1"] | int = 0) -> Index:
+        """Number the real tokens of each row from ``start``; padding gets -1 (and coordinate 0)."""
+        order = torch.where(valid, valid.cumsum(dim=1) - 1 + start, -1)
+        return cls(order, order.clamp(min=0), padded=True)
+
+    @property
+    def length(self) -> int:
+        """S, the number of places."""
+        return self.order.shape[1]
+
+    def rows(self, keep: Int[Tensor, "N"]) -> Index:
+        """The index of the chosen rows."""
+        if self.order.shape[0] == 1:
+            return self
+        return Index(self.order[keep], self.at[keep], self.padded)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a block needs to know besides its input; passed down, never stored on a module.
+
+    Attributes:
+        index: where the tokens of ``x`` stand.
+        mask: the batch's own mask (documents, prefixes), on top of each attention's fixed pattern.
+        memory: [B M E] what cross-attention reads, with ``memory_index``.
+        cache: this layer's caches while decoding.
+        weights: where attention puts its maps when someone asked to see them, by module path.
+        path: the name of the module being run, for ``weights``.
+    """
+
+    index: Index
+    mask: Mask | None = None
+    memory: Float[Tensor, "B M E"] | None = None
+    memory_index: Index | None = None
+    cache: LayerCache | None = None
+    weights: dict[str, Tensor] | None = None
+    path: str = ""
+
+    def at(self, name: str) -> Context:
+        """The same context one level down, for the part called ``name``; free unless maps are recorded."""
+        return self if self.weights is None else replace(self, path=f"{self.path}.{name}" if self.path else name)
+
+
+@dataclass
+class Output:
+    """What a model returns. ``logits`` is computed when first read, so that a loss may use fewer positions.
+
+    Attributes:
+        hidden: [B S E] the last hidden states.
+        head: hidden states to logits; None for a model without a head.
+        memory: [B M E] the encoder's states, where there is an encoder.
+        weights: attention maps [B H Q K] by module path, if asked for.
+    """
+
+    hidden: Float[Tensor, "B S E"]
+    head: Callable[[Tensor], Tensor] | None = None
+    memory: Float[Tensor, "B M E"] | None = None
+    weights: Mapping[str, Tensor] | None = None
+    _logits: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def logits(self) -> Float[Tensor, "B S V"]:
+        """[B S V] scores before softmax. Raises AttributeError where the model has no head."""
+        if self.head is None:
+            raise AttributeError("this model has no head: use .hidden")
+        if self._logits is None:
+            self._logits = self.head(self.hidden)
+        return self._logits
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss as sum and count, which stays exact under accumulation and data parallelism; the mean is derived.
+
+    Attributes:
+        sum: scalar, summed over ``count`` targets, differentiable.
+        count: scalar, how many targets carried loss.
+        parts: named detached sums over the same targets, for the log (for example ``nll`` without smoothing).
+    """
+
+    sum: Float[Tensor, ""]
+    count: Int[Tensor, ""]
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Float[Tensor, ""]:
+        """sum / count."""
+        return self.sum / self.count
+
+
+class Decoding(Protocol):
+    """A model in the middle of writing: its caches, and nothing else, remember what was fed.
+
+    Generation drives this and knows no family. Rows are sequences being written.
+    """
+
+    def feed(self, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B S V"]:
+        """Append tokens to every row and return the logits after each of them."""
+        ...
+
+    def reorder(self, rows: Int[Tensor, "N"]) -> None:
+        """Row i goes on as old row ``rows[i]``; N may differ from B (beams are expanded, finished rows dropped)."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget everything fed after the first ``length`` places."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """What generation asks of a model."""
+
+    def begin(self, *, max_len: int | None = None, **inputs: Tensor) -> Decoding:
+        """Encode the inputs, if the model has an encoder, and stand ready to feed; at most ``max_len`` places."""
+        ...
+
+
+class Text(Protocol):
+    """What tasks and generation ask of a tokenizer (see ``regard.data.tokenize``)."""
+
+    pad: int
+    bos: int | None
+    eos: int | None
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: list[int]) -> str: ...
+
+    def __len__(self) -> int: ...

@@ -1,0 +1,1 @@
+"""Scoring a trained model with the field's standard metrics."""

@@ -1,0 +1,1 @@
+"""Decoding: functions over logits and iterators over steps."""

@@ -1,0 +1,1 @@
+"""Losses, each exact as sum and count."""

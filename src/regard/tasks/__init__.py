@@ -1,0 +1,1 @@
+"""One file per task: what an example is, how it is encoded, decoded and scored."""
