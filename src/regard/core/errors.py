@@ -24,6 +24,10 @@ class CheckpointError(RegardError):
     """A checkpoint that is missing, damaged, or does not fit the model."""
 
 
+class TrainingError(RegardError):
+    """Training that cannot go on: a loss that is not finite, or a run folder that is in use."""
+
+
 class Unsupported(RegardError):
     """A combination that this kernel or function cannot compute exactly; it never guesses."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from regard.attention.cache import LayerCache
+    from regard.attention.cache import Caches, LayerCache
     from regard.attention.mask import Mask
 
 IGNORE = -100
@@ -36,25 +36,46 @@ class Index:
         order: [R S] integers, -1 = padding. R is 1 when all rows agree.
         at: [R S] coordinates, [R S 2] in two dimensions; padding lies at 0. Equal to ``order`` unless given.
         padded: False promises that no entry of ``order`` is -1.
+        span: the orders as a range when all rows are the same run of them and ``at`` equals ``order``, known without
+            looking at a tensor; else None.
         memo: values derived from this index within one forward pass (dense masks, position biases), shared by layers.
     """
 
     order: Int[Tensor, "R S"]
     at: Tensor
     padded: bool
+    span: range | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def count(cls, length: int, *, start: int = 0, device: torch.device | str | None = None) -> Index:
         """Positions start, start + 1, ... for rows without padding; one row stands for all."""
         order = torch.arange(start, start + length, device=device)[None]
-        return cls(order, order, padded=False)
+        return cls(order, order, padded=False, span=range(start, start + length))
 
     @classmethod
     def of(cls, valid: Bool[Tensor, "B S"], *, start: Int[Tensor, "B 1"] | int = 0) -> Index:
         """Number the real tokens of each row from ``start``; padding gets -1 (and coordinate 0)."""
         order = torch.where(valid, valid.cumsum(dim=1) - 1 + start, -1)
         return cls(order, order.clamp(min=0), padded=True)
+
+    @classmethod
+    def over(cls, tokens: Tensor, valid: Bool[Tensor, "B S"] | None, *, after: Index | None = None) -> Index:
+        """The index of a [B S ...] input, going on ``after`` what was fed before; None marks no padding."""
+        if valid is None and (after is None or after.span is not None):
+            return cls.count(tokens.shape[1], start=0 if after is None else after.next, device=tokens.device)
+        if valid is None:
+            valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        if after is None or after.span is not None:
+            return cls.of(valid, start=0 if after is None else after.next)
+        return cls.of(valid, start=after.order.max(dim=1, keepdim=True).values + 1)
+
+    @property
+    def next(self) -> int:
+        """The order that follows, for an index with a span."""
+        if self.span is None:
+            raise ValueError("rows of this index end at different orders")
+        return self.span.stop
 
     @property
     def length(self) -> int:
@@ -65,7 +86,41 @@ class Index:
         """The index of the chosen rows."""
         if self.order.shape[0] == 1:
             return self
-        return Index(self.order[keep], self.at[keep], self.padded)
+        last = self.memo.get("rows")  # every layer's cache asks for the same rows: let them share the answer
+        if last is None or last[0] is not keep:
+            last = self.memo["rows"] = keep, Index(self.order[keep], self.at[keep], self.padded)
+        chosen: Index = last[1]
+        return chosen
+
+    def fold(self, beams: int) -> Index:
+        """The index of rows whose every ``beams`` neighbours are laid end to end (see ``attention.fold_beams``)."""
+        key = ("fold", beams)
+        if key not in self.memo:
+            fold = (
+                (lambda t: t.repeat(1, beams, *[1] * (t.ndim - 2)))
+                if self.order.shape[0] == 1
+                else (lambda t: t.unflatten(0, (-1, beams)).flatten(1, 2))
+            )
+            self.memo[key] = Index(fold(self.order), fold(self.at), self.padded)
+        folded: Index = self.memo[key]
+        return folded
+
+    def first(self, count: int) -> Index:
+        """The index of the first ``count`` places."""
+        return self._cut(slice(0, count))
+
+    def last(self, count: int) -> Index:
+        """The index of the last ``count`` places."""
+        return self._cut(slice(self.length - count, self.length))
+
+    def _cut(self, places: slice) -> Index:
+        key = (places.start, places.stop)
+        if key not in self.memo:
+            order = self.order[:, places]
+            at = order if self.at is self.order else self.at[:, places]
+            self.memo[key] = Index(order, at, self.padded, None if self.span is None else self.span[places])
+        cut: Index = self.memo[key]
+        return cut
 
 
 @dataclass(frozen=True)
@@ -76,7 +131,7 @@ class Context:
         index: where the tokens of ``x`` stand.
         mask: the batch's own mask (documents, prefixes), on top of each attention's fixed pattern.
         memory: [B M E] what cross-attention reads, with ``memory_index``.
-        cache: this layer's caches while decoding.
+        caches: every layer's caches while decoding, and ``cache``, those of the block being run.
         weights: where attention puts its maps when someone asked to see them, by module path.
         path: the name of the module being run, for ``weights``.
     """
@@ -85,9 +140,15 @@ class Context:
     mask: Mask | None = None
     memory: Float[Tensor, "B M E"] | None = None
     memory_index: Index | None = None
+    caches: Caches | None = None
     cache: LayerCache | None = None
     weights: dict[str, Tensor] | None = None
     path: str = ""
+
+    def layer(self, number: int) -> Context:
+        """The same context for block ``number`` of a stack: its own cache, its own path."""
+        cache = self.caches.layers[number] if self.caches is not None else None
+        return replace(self, cache=cache, path=f"{self.path}.{number}" if self.path else str(number))
 
     def at(self, name: str) -> Context:
         """The same context one level down, for the part called ``name``; free unless maps are recorded."""

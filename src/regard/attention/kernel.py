@@ -1,0 +1,168 @@
+"""Exact attention kernels: three ways to compute one formula, ``softmax(q k^T * scale + bias) v`` under a mask.
+
+Each is a function with the same keyword arguments; :func:`eager` is the reference that the others must equal. A kernel
+that cannot honour an argument raises :class:`~regard.core.errors.Unsupported`; none ignores one. A query that may see
+nothing gets zeros, with zero gradients.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from regard.attention.mask import Causal, Mask, dense, sees_all
+from regard.core.errors import ConfigError, Unsupported, did_you_mean
+from regard.core.types import Index
+
+
+class AttentionKernel(Protocol):
+    """Queries, keys and values to outputs; G divides H, and each key head serves H / G query heads."""
+
+    def __call__(
+        self,
+        q: Float[Tensor, "B H Q D"],
+        k: Float[Tensor, "B G K D"],
+        v: Float[Tensor, "B G K D"],
+        *,
+        mask: Mask,
+        bias: Float[Tensor, "R H Q K"] | None,
+        q_index: Index,
+        k_index: Index,
+        scale: float,
+        dropout: float,
+    ) -> Float[Tensor, "B H Q D"]:
+        """[B H Q D] for each query the weighted mean of the values it may see."""
+        ...
+
+
+def attention_weights(
+    q: Float[Tensor, "B H Q D"],
+    k: Float[Tensor, "B G K D"],
+    *,
+    mask: Mask,
+    bias: Float[Tensor, "R H Q K"] | None,
+    q_index: Index,
+    k_index: Index,
+    scale: float,
+) -> Float[Tensor, "B H Q K"]:
+    """The softmax weights of scaled dot-product attention (Vaswani et al. 2017, equation 1).
+
+    Computed in float32 at least. Rows that may see nothing are all zero.
+    """
+    scores = (q * scale) @ _repeat(k, q.shape[1]).mT
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if bias is not None:
+        scores = scores + bias
+    allowed = dense(mask, q_index, k_index, batch=q.shape[0], heads=q.shape[1])
+    if allowed is None:
+        return scores.softmax(dim=-1).to(q.dtype)
+    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1).masked_fill(~allowed, 0.0).to(q.dtype)
+
+
+def eager(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    mask: Mask, bias: Tensor | None, q_index: Index, k_index: Index, scale: float, dropout: float,
+) -> Tensor:  # fmt: skip
+    """The formula written out: the reference, and the fastest for a single query on a CPU."""
+    weights = attention_weights(q, k, mask=mask, bias=bias, q_index=q_index, k_index=k_index, scale=scale)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    return weights @ _repeat(v, q.shape[1])
+
+
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    mask: Mask, bias: Tensor | None, q_index: Index, k_index: Index, scale: float, dropout: float,
+) -> Tensor:  # fmt: skip
+    """``torch.nn.functional.scaled_dot_product_attention``: fused, never storing all scores at once."""
+    # The causal shortcut numbers queries and keys from 0 each: right only when both are the same places.
+    causal = type(mask) is Causal and bias is None and q_index is k_index and q_index.span is not None
+    extra = None if causal else _additive(mask, bias, q_index, k_index, q)
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=extra, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
+def flex(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    mask: Mask, bias: Tensor | None, q_index: Index, k_index: Index, scale: float, dropout: float,
+) -> Tensor:  # fmt: skip
+    """``torch.nn.attention.flex_attention``: skips blocks that the mask forbids; at its best compiled.
+
+    Raises Unsupported for attention dropout, and for gradients on a CPU.
+    """
+    if dropout:
+        raise Unsupported("the flex kernel has no attention dropout: use kernel='sdpa' or attn_dropout=0")
+    if q.device.type == "cpu" and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+        raise Unsupported("the flex kernel has no backward on a CPU: use kernel='sdpa' to train there")
+    from torch.nn.attention.flex_attention import flex_attention
+
+    score_mod = None
+    if bias is not None:
+        shared = bias.shape[0] == 1
+
+        def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score + bias[0 if shared else b, h, i, j]
+
+    grouped = k.shape[1] != q.shape[1]
+    out = flex_attention(
+        q, k, v, score_mod=score_mod, block_mask=_block_mask(mask, q_index, k_index, q), scale=scale, enable_gqa=grouped
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+def auto(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """SDPA, except for a single query on a CPU, where the plain formula is faster."""
+    if q.shape[2] == 1 and q.device.type == "cpu":
+        return eager(q, k, v, **options)
+    return sdpa(q, k, v, **options)
+
+
+KernelName = Literal["auto", "eager", "sdpa", "flex"]
+
+KERNELS: dict[str, AttentionKernel] = {"auto": auto, "eager": eager, "sdpa": sdpa, "flex": flex}
+
+
+def kernel(name: str) -> AttentionKernel:
+    """The kernel called ``name``. Raises ConfigError with the nearest right name."""
+    if name not in KERNELS:
+        raise ConfigError(f"no attention kernel '{name}'; there are {', '.join(KERNELS)}{did_you_mean(name, KERNELS)}")
+    return KERNELS[name]
+
+
+def _repeat(t: Tensor, num_heads: int) -> Tensor:
+    groups = t.shape[1]
+    return t if groups == num_heads else t.repeat_interleave(num_heads // groups, dim=1)
+
+
+def _additive(mask: Mask, bias: Tensor | None, q_index: Index, k_index: Index, q: Tensor) -> Tensor | None:
+    allowed = dense(mask, q_index, k_index, batch=q.shape[0], heads=q.shape[1])
+    if bias is None or allowed is None:
+        return allowed if bias is None else bias.to(q.dtype)
+    return bias.to(q.dtype).masked_fill(~allowed, float("-inf"))
+
+
+def _block_mask(mask: Mask, q_index: Index, k_index: Index, q: Tensor) -> Any:
+    if sees_all(mask, q_index, k_index):
+        return None
+    key = (_block_mask, mask, k_index, q.shape[:2])
+    if key not in q_index.memo:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        q_order = q_index.order.expand(q.shape[0], -1)
+        k_order = k_index.order.expand(q.shape[0], -1)
+
+        def allows(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return mask.allows(b, h, q_order[b, i], k_order[b, j]) & (k_order[b, j] >= 0)
+
+        q_index.memo[key] = create_block_mask(
+            allows, q.shape[0], q.shape[1], q_index.length, k_index.length, device=str(q.device)
+        )
+    return q_index.memo[key]

@@ -1,0 +1,105 @@
+"""From token ids to vectors, and back to scores over the vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regard.attention.position import PositionScheme
+from regard.core.errors import InputError
+from regard.core.types import Index
+
+
+class Embedding(nn.Module):
+    """Token vectors, scaled, plus positions, then norm and dropout.
+
+    Sources: Vaswani et al. 2017, sections 3.4 (scale) and 5.4 (dropout).
+
+    Args:
+        vocab_size: V.
+        embed_dim: E.
+        positions: the scheme; none unless given.
+        scale: what the vectors are multiplied by; sqrt(E) in the paper.
+        pad_token: the id whose vector learns nothing from being looked up.
+        norm: applied to the sum.
+        dropout: applied last, in training.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        *,
+        positions: PositionScheme | None = None,
+        scale: float = 1.0,
+        pad_token: int | None = None,
+        norm: nn.Module | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, embed_dim))
+        nn.init.normal_(self.weight, std=embed_dim**-0.5)
+        self.positions = positions or PositionScheme()
+        self.norm = norm or nn.Identity()
+        self.scale, self.pad_token, self.dropout = scale, pad_token, nn.Dropout(dropout)
+
+    def forward(self, tokens: Int[Tensor, "B S"], index: Index) -> Float[Tensor, "B S E"]:
+        """[B S E]. Raises InputError beyond the scheme's last position."""
+        x = F.embedding(tokens, self.weight, padding_idx=self.pad_token)
+        if self.scale != 1.0:
+            x = x * self.scale
+        return self.dropout(self.norm(self.positions.embed(x, index)))
+
+    def extra_repr(self) -> str:
+        vocab_size, embed_dim = self.weight.shape
+        return f"vocab_size={vocab_size}, embed_dim={embed_dim}, scale={self.scale:g}"
+
+
+class Head(nn.Module):
+    """Hidden states to logits. ``weight`` may be an embedding's (tied, Press & Wolf 2017); ``bias`` is never trained.
+
+    Args:
+        vocab_size: V.
+        embed_dim: E.
+        fixed_bias: keep a buffer added to the logits, as Marian's checkpoints have.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, vocab_size: int, embed_dim: int, *, fixed_bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, embed_dim))
+        nn.init.normal_(self.weight, std=embed_dim**-0.5)
+        self.register_buffer("bias", torch.zeros(vocab_size) if fixed_bias else None)
+
+    def forward(self, hidden: Float[Tensor, "*S E"]) -> Float[Tensor, "*S V"]:
+        return F.linear(hidden, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"vocab_size={self.weight.shape[0]}, fixed_bias={self.bias is not None}"
+
+
+def check_tokens(tokens: Tensor, vocab_size: int, name: str = "tokens") -> None:
+    """Raise InputError, naming the argument, unless ``tokens`` is a non-empty [B S] of ids below ``vocab_size``."""
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"{name} must be integer ids, not {tokens.dtype}".replace("torch.", ""))
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise InputError(f"{name} must be [batch, sequence] with at least one of each, not {list(tokens.shape)}")
+    if torch.compiler.is_compiling() or tokens.is_meta:
+        return
+    low, high = tokens.aminmax()
+    if int(low) < 0 or int(high) >= vocab_size:
+        bad = int(low) if int(low) < 0 else int(high)
+        raise InputError(f"{name} has id {bad}; this model's vocabulary has ids 0 to {vocab_size - 1}")
+
+
+def check_valid(valid: Tensor | None, tokens: Tensor, name: str = "valid") -> None:
+    """Raise InputError, naming the argument, unless ``valid`` is None or booleans of the shape of ``tokens``."""
+    if valid is None:
+        return
+    if valid.dtype != torch.bool:
+        raise InputError(f"{name} must be bool (True = a real token), not {valid.dtype}".replace("torch.", ""))
+    if valid.shape != tokens.shape:
+        raise InputError(f"{name} is {list(valid.shape)} but its tokens are {list(tokens.shape)}")

@@ -1,0 +1,72 @@
+"""Normalisation layers, each ``[... E] -> [... E]``. Statistics are taken in float32 at least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NormName = Literal["layer", "rms", "scale", "batch"]
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square, times a learned gain (Zhang & Sennrich 2019, equation 4)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def reset_parameters(self) -> None:
+        """Set the gain to 1."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Float[Tensor, "*S E"]) -> Float[Tensor, "*S E"]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return scaled.to(x.dtype) * self.weight
+
+
+class ScaleNorm(nn.Module):
+    """Divide by the length, times one learned scalar, sqrt(E) at first (Nguyen & Salazar 2019, equation 5)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.dim = dim
+        self.weight = nn.Parameter(torch.full((1,), dim**0.5))
+
+    def reset_parameters(self) -> None:
+        """Set the length to sqrt(E)."""
+        nn.init.constant_(self.weight, self.dim**0.5)
+
+    def forward(self, x: Float[Tensor, "*S E"]) -> Float[Tensor, "*S E"]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (wide / wide.norm(dim=-1, keepdim=True).clamp(min=self.eps)).to(x.dtype) * self.weight
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Statistics over all places of the batch in training, running ones in evaluation (Ioffe & Szegedy 2015).
+
+    Training statistics count padding too: train it on packed or equally long rows. In evaluation a row's answer
+    does not depend on its neighbours.
+    """
+
+    def forward(self, x: Float[Tensor, "*S E"]) -> Float[Tensor, "*S E"]:
+        return super().forward(x.flatten(0, -2)).view_as(x)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "layer": nn.LayerNorm,
+    "rms": RMSNorm,
+    "scale": ScaleNorm,
+    "batch": BatchNorm,
+}
+
+
+def norm(name: NormName, dim: int, eps: float) -> nn.Module:
+    """The norm called ``name`` for ``dim`` features."""
+    return NORMS[name](dim, eps=eps)

@@ -1,0 +1,94 @@
+"""Residual connections and blocks: what differs between pre-, post- and sandwich-norm is which slots are filled."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from regard.core.types import Context
+
+
+class DropPath(nn.Module):
+    """Drop a row's whole branch with probability ``p`` in training (stochastic depth, Huang et al. 2016)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Float[Tensor, "B S E"]) -> Float[Tensor, "B S E"]:
+        if not self.training or self.p == 0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.p
+        return x * (keep / (1 - self.p)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def branch(dropout: float = 0.0, drop_path: float = 0.0, norm: nn.Module | None = None) -> nn.Module:
+    """What a branch goes through before it joins the stream: a norm (sandwich), dropout, stochastic depth."""
+    parts = [norm, nn.Dropout(dropout) if dropout else None, DropPath(drop_path) if drop_path else None]
+    present = [part for part in parts if part is not None]
+    if not present:
+        return nn.Identity()
+    return present[0] if len(present) == 1 else nn.Sequential(*present)
+
+
+class Residual(nn.Module):
+    """``after(x + branch(mix(before(x), ctx)))``.
+
+    Post-norm fills ``after`` (Vaswani et al. 2017, section 3.1), pre-norm ``before`` (Xiong et al. 2020), sandwich-norm
+    ``before`` and the branch (Ding et al. 2021).
+
+    Args:
+        mix: called with (x, ctx).
+        before: called with x.
+        branch: called with what was mixed.
+        after: called with the sum.
+    """
+
+    def __init__(
+        self,
+        mix: nn.Module,
+        *,
+        before: nn.Module | None = None,
+        branch: nn.Module | None = None,
+        after: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.before = before or nn.Identity()
+        self.mix = mix
+        self.branch = branch or nn.Identity()
+        self.after = after or nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B S E"], ctx: Context) -> Float[Tensor, "B S E"]:
+        return self.after(x + self.branch(self.mix(self.before(x), ctx)))
+
+
+class Block(nn.Module):
+    """Named residuals, run in order: ``Block(attention=..., cross=..., ffn=...)``."""
+
+    def __init__(self, **residuals: Residual) -> None:
+        super().__init__()
+        for name, residual in residuals.items():
+            self.add_module(name, residual)
+
+    def forward(self, x: Float[Tensor, "B S E"], ctx: Context) -> Float[Tensor, "B S E"]:
+        for name, residual in self.named_children():
+            x = residual(x, ctx.at(name))
+        return x
+
+
+class Stack(nn.Module):
+    """Blocks one after the other, then a final norm where the order of norms wants one."""
+
+    def __init__(self, blocks: list[Block], norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm or nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B S E"], ctx: Context) -> Float[Tensor, "B S E"]:
+        for number, block in enumerate(self.blocks):
+            x = block(x, ctx.layer(number))
+        return self.norm(x)

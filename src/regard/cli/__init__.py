@@ -1,0 +1,74 @@
+"""The command line: ``regard VERB ...``. One verb, one file; only the verb asked for is imported.
+
+Every error that is the user's to mend is one line on standard error and exit code 2.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from regard.core.errors import ConfigError, RegardError, did_you_mean
+
+VERBS = {
+    "train": "learn a model by a recipe, or resume a run",
+    "evaluate": "score a run on held-out data",
+    "predict": "answer texts with a trained run",
+    "generate": "write text, piece by piece as it comes",
+    "show": "families, sizes and recipes; or what a model is made of and what it costs",
+    "check": "run the conformance suite over a model",
+    "convert": "write a checkpoint in another layout or precision",
+}
+
+USAGE = """\
+usage: regard VERB ...
+
+Build, train, evaluate, generate with and explain Transformers.
+
+verbs:
+{verbs}
+
+options:
+  -h, --help  show this page; 'regard VERB --help' shows a verb's own
+  --version   show the version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 for the user's errors, 1 for a failed check, 130 if interrupted."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except RegardError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        # The reader went away (`| head`). Point stdout at nothing, so that the flush at exit is quiet as well.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("regard: interrupted\n")
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(USAGE.format(verbs="\n".join(f"  {verb:<10}{line}" for verb, line in VERBS.items())))
+        return 0
+    verb, *rest = argv
+    if verb == "--version":
+        from importlib.metadata import version  # noqa: PLC0415
+
+        sys.stdout.write(f"regard {version('regard')}\n")
+        return 0
+    if verb not in VERBS:
+        raise ConfigError(f"no verb '{verb}'{did_you_mean(verb, VERBS)}; 'regard --help' lists them")
+    run: Callable[[list[str]], int] = import_module(f"regard.cli.{verb}").run
+    code = run(rest)
+    sys.stdout.flush()
+    return code
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"regard: error: {' '.join(message.split())}\n")
+    return 2

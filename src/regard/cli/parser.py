@@ -1,0 +1,40 @@
+"""The argument parser that every verb uses: argparse, with errors that name the nearest right option."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from regard.core.errors import ConfigError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse for one verb; whatever is wrong raises :class:`ConfigError` instead of exiting."""
+
+    def __init__(self, verb: str, description: str, **options: Any) -> None:
+        self.names: list[str] = []
+        super().__init__(prog=f"regard {verb}", description=description, allow_abbrev=False, **options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse has it; also remembers the option's names."""
+        action = super().add_argument(*names, **options)
+        self.names += action.option_strings
+        return action
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """All of ``argv``; an argument left over raises :class:`ConfigError`."""
+        args, rest = self.parse_known_args(argv)
+        if rest:
+            raise unknown(rest[0], self.names, self.prog)
+        return args
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse with what is wrong."""
+        raise ConfigError(f"{message} (see '{self.prog} --help')")
+
+
+def unknown(argument: str, names: Sequence[str], command: str) -> ConfigError:
+    """The error for an argument that ``command`` does not take."""
+    name = argument.split("=")[0]
+    if not name.startswith("-"):
+        return ConfigError(f"unexpected argument '{argument}' (see '{command} --help')")
+    return ConfigError(f"no option '{name}'{did_you_mean(name, names)} (see '{command} --help')")

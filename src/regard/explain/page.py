@@ -1,0 +1,224 @@
+"""A run as one self-contained HTML page: no script, no request, light and dark. What is on it comes from ``report``."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from regard.explain.chart import Series, line_chart, number
+from regard.explain.cost import Memory, Part
+
+Log = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example of the task with the model's answer to it."""
+
+    source: str
+    reference: str
+    output: str
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer is the reference, to the letter."""
+        return self.output == self.reference
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG with what it shows."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on the page.
+
+    Attributes:
+        title: the run, in a few words.
+        summary: one sentence under the title.
+        log: the objects of the run's log.jsonl, in order.
+        facts: further tiles, name to value.
+        samples: held-out examples with the model's answers.
+        pictures: attention maps, with ``choice`` naming the map they show and ``grid`` showing all others.
+        model: what the model is made of, measured on ``length`` tokens; with its memory.
+        recipe: the recipe as JSON.
+        commands: what to type to get this run again, and to use it.
+        versions: name to version of what it ran on.
+    """
+
+    title: str
+    summary: str
+    log: Log
+    facts: Mapping[str, str]
+    samples: Sequence[Sample]
+    pictures: Sequence[Picture]
+    choice: str
+    grid: str
+    model: Part
+    memory: Memory
+    length: int
+    recipe: Any
+    commands: str
+    versions: Mapping[str, str]
+
+
+def render(page: Page) -> str:
+    """The whole page as HTML."""
+    body = [
+        f"<header><h1>{escape(page.title)}</h1><p>{escape(page.summary)}</p></header>",
+        _tiles(page),
+        _training(page.log),
+        _samples(page.samples),
+        _attention(page),
+        _model(page),
+        _section(
+            "How to repeat it",
+            "The same commands give the same weights on the same machine with the same number of threads.",
+            f"<pre>{escape(page.commands)}</pre><details class='card'><summary>recipe.json</summary>"
+            f"<pre>{escape(json.dumps(page.recipe, indent=2, ensure_ascii=False))}</pre></details>",
+        ),
+        f"<footer>{' · '.join(f'{escape(name)} {escape(version)}' for name, version in page.versions.items())}</footer>",
+    ]
+    style = files("regard.explain").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(page.title)}</title><style>\n{style}</style></head>\n<body><main>\n"
+        + "\n".join(filter(None, body))
+        + "\n</main></body></html>\n"
+    )
+
+
+def curve(log: Log, key: str, times: float = 1.0) -> list[tuple[float, float]]:
+    """The points (step, value) of one quantity of a log, by rising step; a step run again after a resume counts once."""
+    points = {line["step"]: line[key] * times for line in log if isinstance(line.get(key), (int, float))}
+    return sorted(points.items())
+
+
+def size(count: float) -> str:
+    """Bytes as a reader wants them: 512 B, 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader wants them: 42 s, 3 min 5 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _section(title: str, lead: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2><p>{lead}</p>{content}</section>"
+
+
+def _tiles(page: Page) -> str:
+    tiles = "".join(f'<div class="tile"><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in page.facts.items())
+    return f'<dl class="tiles">{tiles}</dl>'
+
+
+def _training(log: Log) -> str:
+    charts = [
+        line_chart(
+            "Loss per token",
+            [Series("training", curve(log, "loss")), Series("held-out", curve(log, "valid_loss"), marked=True)],
+        ),
+        line_chart(
+            "Scores on held-out examples",
+            [
+                Series("exact match", curve(log, "exact_match", 100), marked=True),
+                Series("BLEU", curve(log, "bleu"), marked=True),
+            ],
+        ),
+        line_chart("Learning rate", [Series("learning rate", curve(log, "lr"))]),
+        line_chart("Throughput", [Series("tokens per second", curve(log, "tokens_per_second"))]),
+    ]
+    if not any(charts):
+        return ""
+    lead = "The training loss is measured with dropout and label smoothing on, the held-out loss without dropout."
+    return _section("Training", lead, f'<div class="charts">{"".join(charts)}</div>')
+
+
+def _samples(samples: Sequence[Sample]) -> str:
+    if not samples:
+        return ""
+    rows = "".join(
+        f'<tr><td class="mark {"right" if s.correct else "wrong"}">{"✓" if s.correct else "✗"}</td>'
+        f"<td>{escape(s.source)}</td><td>{escape(s.reference)}</td><td>{marked_changes(s.output, s.reference)}</td></tr>"
+        for s in samples
+    )
+    head = "<tr><th></th><th>Source</th><th>Reference</th><th>Model</th></tr>"
+    right = sum(sample.correct for sample in samples)
+    lead = (
+        f"{len(samples)} held-out examples; {right} match the reference to the letter. Where one does not, "
+        "<del>what the model wrote</del> stands before <ins>what the reference has</ins>."
+    )
+    return _section("Translations", lead, f'<div class="card"><table>{head}{rows}</table></div>')
+
+
+def marked_changes(output: str, reference: str) -> str:
+    """``output`` as HTML, with each run of words that differs struck out before the words of the reference."""
+    ours, theirs = output.split(), reference.split()
+    pieces = []
+    for kind, i, j, m, n in difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
+        if kind == "equal":
+            pieces.append(escape(" ".join(ours[i:j])))
+            continue
+        if i < j:
+            pieces.append(f"<del>{escape(' '.join(ours[i:j]))}</del>")
+        if m < n:
+            pieces.append(f"<ins>{escape(' '.join(theirs[m:n]))}</ins>")
+    return " ".join(pieces)
+
+
+def _attention(page: Page) -> str:
+    if not page.pictures:
+        return ""
+    lead = (
+        "Each row is a token the model writes, each column a token it reads: the stronger the colour of a cell, "
+        f"the more that token counted. Shown is <code>{escape(page.choice)}</code>, of all layers the one whose map says most about "
+        "which token belongs to which (the mutual information of the two, 0 to 1)."
+    )
+    maps = "".join(
+        f'<figure class="card map">{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>'
+        for picture in page.pictures
+    )
+    grid = f'<details class="card"><summary>Every layer and head, for the first of them</summary>{page.grid}</details>'
+    return _section("What it looks at", lead, f'<div class="maps">{maps}</div>{grid}')
+
+
+def _model(page: Page) -> str:
+    lead = (
+        f"{number(page.model.parameters)} parameters. Reading and writing {page.length} tokens takes "
+        f"{number(page.model.flops)} FLOPs. Weights take {size(page.memory.weights)}, training them with Adam "
+        f"{size(page.memory.training)} and {size(page.memory.activations)} of activations for each such example. "
+        "“× 3” stands for three like layers, with the figures of one."
+    )
+    rows = "".join(_tree_row(depth, part) for depth, part in page.model.walk() if depth <= 3)
+    head = "<tr><th>Part</th><th class='figure'>Output</th><th class='figure'>Parameters</th><th class='figure'>FLOPs</th></tr>"
+    return _section("The model", lead, f'<div class="card"><table class="tree">{head}{rows}</table></div>')
+
+
+def _tree_row(depth: int, part: Part) -> str:
+    times = f" × {part.times}" if part.times > 1 else ""
+    name = f"{'   ' * depth}{escape(part.name)} " if part.name else ""
+    figures: Iterable[str] = (
+        " × ".join(map(str, part.shape)) if part.shape else "",
+        f"{part.parameters:,}" if part.parameters else "",
+        number(part.flops) if part.flops else "",
+    )
+    cells = "".join(f'<td class="figure">{figure}</td>' for figure in figures)
+    return f"<tr><td>{name}<i>{escape(part.kind)}{times}</i></td>{cells}</tr>"

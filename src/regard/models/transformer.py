@@ -1,0 +1,321 @@
+"""The 2017 encoder-decoder: "Attention Is All You Need" (Vaswani et al. 2017). MarianMT checkpoints are this family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from regard.attention.attention import Attention
+from regard.attention.cache import Caches, append
+from regard.attention.kernel import KernelName
+from regard.attention.mask import EVERYTHING, Causal, Mask
+from regard.attention.position import ALiBi, Layout, Learned, PositionScheme, Rotary, Sinusoidal, T5Buckets
+from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
+from regard.blocks.feedforward import ActivationName, FeedForward
+from regard.blocks.norm import NormName, norm
+from regard.blocks.residual import Block, Residual, Stack, branch
+from regard.checkpoint.keymap import Optional, Reshape, Rule
+from regard.core.errors import ConfigError, InputError
+from regard.core.types import Context, Index, Output
+from regard.family import Family
+
+PositionName = Literal["sinusoidal", "learned", "rotary", "alibi", "t5", "none"]
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """What one layer keeps after pruning: heads of its attentions, inner width of its feed-forward."""
+
+    heads: int
+    ffn_dim: int
+    cross_heads: int = 0
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Everything that defines the model; the defaults are the paper's base model (table 3).
+
+    Attributes:
+        vocab_size: V, of both languages.
+        embed_dim: E.
+        ffn_dim: F.
+        num_heads: H; D = E / H.
+        num_encoder_layers: blocks of the encoder.
+        num_decoder_layers: blocks of the decoder.
+        max_seq_len: positions either side may reach.
+        dropout: on the sum of embeddings and positions, and on each sub-layer's output (section 5.4).
+        attn_dropout: on attention weights.
+        ffn_dropout: on the inner activations.
+        drop_path: stochastic depth of the last block; earlier blocks in proportion.
+        activation: of the feed-forwards.
+        gated: whether the feed-forwards are gated.
+        norm: which normalisation.
+        norm_order: after the residual sum as in the paper, or before each sub-layer, with one more norm at the end.
+        norm_eps: added to variances.
+        positions: which scheme; one that adds to embeddings, turns queries and keys, or biases scores.
+        position_layout: of sinusoids: the paper's interleaved one, or sines first.
+        scale_embeddings: multiply token vectors by sqrt(E) (section 3.4).
+        share_embeddings: one table for both languages.
+        tie_head: the head's matrix is the decoder's table (section 3.4).
+        logits_bias: add a fixed bias to the logits.
+        pad_token: id that fills short rows.
+        bos_token: id that the decoder starts from.
+        eos_token: id that ends a sequence.
+        layers: sizes of each layer where they differ (pruned models), encoder first; None = all as above.
+    """
+
+    vocab_size: int = 37000
+    embed_dim: int = 512
+    ffn_dim: int = 2048
+    num_heads: int = 8
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    max_seq_len: int = 1024
+    dropout: float = 0.1
+    attn_dropout: float = 0.0
+    ffn_dropout: float = 0.0
+    drop_path: float = 0.0
+    activation: ActivationName = "relu"
+    gated: bool = False
+    norm: NormName = "layer"
+    norm_order: Literal["post", "pre"] = "post"
+    norm_eps: float = 1e-5
+    positions: PositionName = "sinusoidal"
+    position_layout: Layout = "interleaved"
+    scale_embeddings: bool = True
+    share_embeddings: bool = True
+    tie_head: bool = True
+    logits_bias: bool = False
+    pad_token: int = 0
+    bos_token: int = 1
+    eos_token: int = 2
+    layers: tuple[LayerSizes, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ConfigError(f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads")
+        if self.layers is not None and len(self.layers) != self.num_encoder_layers + self.num_decoder_layers:
+            raise ConfigError(f"layers lists {len(self.layers)} sizes, one is needed for each layer, encoder first")
+        for name in ("pad_token", "bos_token", "eos_token"):
+            if self.vocab_size and not 0 <= getattr(self, name) < self.vocab_size:
+                raise ConfigError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size}")
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self.embed_dim // self.num_heads
+
+    def sizes(self, layer: int) -> LayerSizes:
+        """What layer number ``layer`` has, counting the encoder's layers first."""
+        if self.layers is not None:
+            return self.layers[layer]
+        return LayerSizes(heads=self.num_heads, ffn_dim=self.ffn_dim, cross_heads=self.num_heads)
+
+
+class Transformer(nn.Module):
+    """Encoder, decoder and head, composed from blocks.
+
+    Args:
+        config: what to build.
+        kernel: how attention is computed.
+    """
+
+    def __init__(self, config: TransformerConfig, *, kernel: KernelName = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.encoder_embed = embedding(config)
+        self.encoder = Stack(
+            [encoder_block(config, layer, kernel) for layer in range(config.num_encoder_layers)], final_norm(config)
+        )
+        self.decoder_embed = embedding(config)
+        self.decoder = Stack(
+            [decoder_block(config, layer, kernel) for layer in range(config.num_decoder_layers)], final_norm(config)
+        )
+        self.head = Head(config.vocab_size, config.embed_dim, fixed_bias=config.logits_bias)
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the tables that the configuration shares one parameter again."""
+        if self.config.share_embeddings:
+            self.decoder_embed.weight = self.encoder_embed.weight
+        if self.config.tie_head:
+            self.head.weight = self.decoder_embed.weight
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B S"],
+        valid: Bool[Tensor, "B S"] | None = None,
+        *,
+        decoder_tokens: Int[Tensor, "B T"],
+        decoder_valid: Bool[Tensor, "B T"] | None = None,
+        weights: bool = False,
+    ) -> Output:
+        """Score every next token of ``decoder_tokens`` given ``tokens``.
+
+        Args:
+            tokens: source ids.
+            valid: True = a real token; all are unless given.
+            decoder_tokens: target ids, shifted: the first is the start token.
+            decoder_valid: as ``valid``.
+            weights: record attention maps in ``Output.weights``.
+
+        Raises:
+            InputError: wrong shapes, ids outside the vocabulary, or a sequence that is too long.
+        """
+        check_tokens(decoder_tokens, self.config.vocab_size, "decoder_tokens")
+        check_valid(decoder_valid, decoder_tokens, "decoder_valid")
+        if tokens.shape[0] != decoder_tokens.shape[0]:
+            raise InputError(f"tokens has {tokens.shape[0]} rows but decoder_tokens has {decoder_tokens.shape[0]}")
+        maps: dict[str, Tensor] | None = {} if weights else None
+        memory, memory_index = self.encode(tokens, valid, maps)
+        index = Index.over(decoder_tokens, decoder_valid)
+        ctx = Context(index, memory=memory, memory_index=memory_index, weights=maps, path="decoder")
+        hidden = self.decoder(self.decoder_embed(decoder_tokens, index), ctx)
+        return Output(hidden, self.head, memory, maps)
+
+    def encode(
+        self, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None, maps: dict[str, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "B S E"], Index]:
+        """The memory: the encoder's states and where they stand."""
+        check_tokens(tokens, self.config.vocab_size)
+        check_valid(valid, tokens)
+        index = Index.over(tokens, valid)
+        ctx = Context(index, weights=maps, path="encoder")
+        return self.encoder(self.encoder_embed(tokens, index), ctx), index
+
+    def begin(
+        self, *, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None = None, max_len: int | None = None
+    ) -> TransformerDecoding:
+        """Read the source and stand ready to write a translation of it.
+
+        Raises InputError as ``forward`` does, and when ``max_len`` is more than the model has positions for.
+        """
+        if max_len is not None and max_len > self.config.max_seq_len:
+            raise InputError(f"max_len {max_len} is more than this model's {self.config.max_seq_len} positions")
+        return TransformerDecoding(self, *self.encode(tokens, valid))
+
+
+class TransformerDecoding:
+    """A translation being written: see :class:`regard.core.types.Decoding`."""
+
+    def __init__(self, model: Transformer, memory: Tensor, memory_index: Index) -> None:
+        self.model, self.memory, self.memory_index = model, memory, memory_index
+        self.caches = Caches(model.config.num_decoder_layers)
+        self.index: Index | None = None
+
+    def feed(self, tokens: Int[Tensor, "N S"], valid: Bool[Tensor, "N S"] | None = None) -> Float[Tensor, "N S V"]:
+        """Append tokens to every row; the logits after each of them."""
+        check_tokens(tokens, self.model.config.vocab_size)
+        check_valid(valid, tokens)
+        index = Index.over(tokens, valid, after=self.index)
+        ctx = Context(index, memory=self.memory, memory_index=self.memory_index, caches=self.caches, path="decoder")
+        hidden = self.model.decoder(self.model.decoder_embed(tokens, index), ctx)
+        self.index = append(self.index, index)
+        return self.model.head(hidden)
+
+    def reorder(self, rows: Int[Tensor, "N"]) -> None:
+        """Row i goes on as old row ``rows[i]``."""
+        if self.index is None:
+            self.memory, self.memory_index = self.memory[rows], self.memory_index.rows(rows)
+            return
+        self.caches.reorder(rows)
+        self.index = self.index.rows(rows)
+
+    def truncate(self, length: int) -> None:
+        """Forget everything fed after the first ``length`` places."""
+        self.caches.truncate(length)
+        self.index = None if self.index is None or length == 0 else self.index.first(length)
+
+
+def embedding(config: TransformerConfig) -> Embedding:
+    """Token vectors with the positions that are added to them (sections 3.4, 3.5 and 5.4)."""
+    return Embedding(
+        config.vocab_size,
+        config.embed_dim,
+        positions=embedded_positions(config),
+        scale=config.embed_dim**0.5 if config.scale_embeddings else 1.0,
+        pad_token=config.pad_token,
+        dropout=config.dropout,
+    )
+
+
+def embedded_positions(config: TransformerConfig) -> PositionScheme:
+    """The scheme that adds to embeddings, or none."""
+    if config.positions == "sinusoidal":
+        return Sinusoidal(config.embed_dim, config.max_seq_len, config.position_layout)
+    if config.positions == "learned":
+        return Learned(config.embed_dim, config.max_seq_len)
+    return PositionScheme()
+
+
+def attended_positions(config: TransformerConfig, heads: int, *, causal: bool) -> PositionScheme:
+    """The scheme that acts inside self-attention, or none."""
+    if config.positions == "rotary":
+        return Rotary(config.head_dim)
+    if config.positions == "alibi":
+        return ALiBi(heads)
+    if config.positions == "t5":
+        return T5Buckets(heads, bidirectional=not causal)
+    return PositionScheme()
+
+
+def encoder_block(config: TransformerConfig, layer: int, kernel: KernelName) -> Block:
+    """Self-attention, then feed-forward (section 3.1)."""
+    sizes = config.sizes(layer)
+    return Block(
+        attention=residual(config, layer, attention(config, sizes.heads, EVERYTHING, kernel)),
+        ffn=residual(config, layer, feed_forward(config, sizes.ffn_dim)),
+    )
+
+
+def decoder_block(config: TransformerConfig, layer: int, kernel: KernelName) -> Block:
+    """Causal self-attention, attention to the encoder's states, then feed-forward (section 3.1)."""
+    layer += config.num_encoder_layers
+    sizes = config.sizes(layer)
+    return Block(
+        attention=residual(config, layer, attention(config, sizes.heads, Causal(), kernel)),
+        cross=residual(config, layer, attention(config, sizes.cross_heads, EVERYTHING, kernel, cross=True)),
+        ffn=residual(config, layer, feed_forward(config, sizes.ffn_dim)),
+    )
+
+
+def attention(
+    config: TransformerConfig, heads: int, mask: Mask, kernel: KernelName, *, cross: bool = False
+) -> Attention:
+    """One multi-head attention (section 3.2)."""
+    return Attention(
+        config.embed_dim,
+        heads,
+        head_dim=config.head_dim,
+        cross=cross,
+        mask=mask,
+        positions=None if cross else attended_positions(config, heads, causal=mask == Causal()),
+        dropout=config.attn_dropout,
+        kernel=kernel,
+    )
+
+
+def feed_forward(config: TransformerConfig, ffn_dim: int) -> FeedForward:
+    """One position-wise feed-forward network (section 3.3)."""
+    return FeedForward(
+        config.embed_dim, ffn_dim, activation=config.activation, gated=config.gated, dropout=config.ffn_dropout
+    )
+
+
+def residual(config: TransformerConfig, layer: int, mix: nn.Module) -> Residual:
+    """Wrap a sub-layer: LayerNorm(x + Dropout(Sublayer(x))) in the paper's order."""
+    depth = config.num_encoder_layers + config.num_decoder_layers
+    drop = branch(config.dropout, config.drop_path * (layer + 1) / depth)
+    normalise = norm(config.norm, config.embed_dim, config.norm_eps)
+    if config.norm_order == "post":
+        return Residual(mix, branch=drop, after=normalise)
+    return Residual(mix, before=normalise, branch=drop)
+
+
+def final_norm(config: TransformerConfig) -> nn.Module | None:
+    """Pre-norm leaves the stream unnormalised, so a stack ends with a norm."""
+    return norm(config.norm, config.embed_dim, config.norm_eps) if config.norm_order == "pre" else None

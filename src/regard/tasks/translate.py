@@ -1,0 +1,186 @@
+"""Translation: pairs of texts, from files or from the embedded phrase corpus."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import batched
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from regard.core.errors import ConfigError, DataError
+from regard.core.types import IGNORE, Batch
+from regard.data.collate import pad
+from regard.data.loader import Loader, plan
+from regard.data.phrases import phrases
+from regard.data.source import Pair, read_pairs
+from regard.data.tokenize import Tokenizer, train_bpe
+from regard.tasks.task import Prepare
+
+Example = tuple[list[int], list[int]]
+"""A source and a target as tokens, without special tokens."""
+
+HELD_OUT = 1000
+"""At most how many training pairs validate, where no file for it is named."""
+
+
+@dataclass(frozen=True)
+class ParallelText:
+    """What to learn translation from. Without ``train``: phrases generated from locale data.
+
+    Files are TSV, JSONL, or two aligned files with a comma between; plain or gzipped
+    (:func:`regard.data.source.read_pairs`).
+
+    Attributes:
+        train: the file to learn from.
+        valid: the file to watch training by; None holds out every twentieth pair of ``train``, at most 1,000.
+        test: the file to report on.
+        source: the language of the sources; chooses the phrases, and is only a name for files.
+        target: the language of the targets, likewise.
+        tokenizer: a tokenizer.json or its folder; None trains a byte-level BPE on both sides of ``train``.
+        vocab_size: of the trained tokenizer.
+        max_len: training pairs with more tokens than this on either side are left out.
+        max_tokens: of a batch: source and target, padding included.
+        num_scored: how many validation pairs are translated and scored at each validation.
+    """
+
+    task: ClassVar[str] = "translate"
+
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    source: str = "en"
+    target: str = "fr"
+    tokenizer: str | None = None
+    vocab_size: int = 8000
+    max_len: int = 256
+    max_tokens: int = 4096
+    num_scored: int = 200
+
+    def __post_init__(self) -> None:
+        if self.train is None and (self.valid or self.test):
+            raise ConfigError("data.valid and data.test need data.train; without it phrases are generated for all three")
+        for name in ("max_len", "max_tokens", "num_scored"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} {getattr(self, name)} must be at least 1")
+
+    def open(self, folder: Path | None = None) -> "Translate":
+        """The task, with the tokenizer in ``folder``, or with the one that this data asks for."""
+        return Translate(self, Tokenizer.load(folder) if folder else self._tokenizer())
+
+    @cached_property
+    def splits(self) -> dict[str, list[Pair]]:
+        """The pairs of train, valid and test; the last is empty where no file is named. Raises DataError."""
+        if self.train is None:
+            corpus = phrases(self.source, self.target)
+            return {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
+        train = read_pairs(self.train)
+        if self.valid:
+            valid = read_pairs(self.valid)
+        else:
+            valid = train[::20][:HELD_OUT]
+            train = [pair for i, pair in enumerate(train) if i % 20 or i >= 20 * HELD_OUT]
+            if not train:
+                raise DataError(f"{self.train}: {len(valid)} pair is too few to train on and hold some out")
+        return {"train": train, "valid": valid, "test": read_pairs(self.test) if self.test else []}
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer:
+            return Tokenizer.load(self.tokenizer)
+        return train_bpe((text for pair in self.splits["train"] for text in pair), self.vocab_size)
+
+
+DATA = ParallelText
+
+
+class Translate:
+    """Pairs to batches, and sources to translations."""
+
+    monitor = "bleu"
+
+    def __init__(self, data: ParallelText, tokenizer: Tokenizer) -> None:
+        self.data = data
+        self.tokenizer = tokenizer
+        self.start = tokenizer.pad if tokenizer.bos is None else tokenizer.bos  # Marian's vocabularies have no <s>
+
+    def configure(self, model: Any) -> Any:
+        """The configuration with the tokenizer's size and special tokens. Raises ConfigError if it has too few rows."""
+        size = model.vocab_size or len(self.tokenizer)
+        if size < len(self.tokenizer):
+            raise ConfigError(f"model.vocab_size {size} is less than the tokenizer's {len(self.tokenizer)}; 0 follows it")
+        special = {"pad_token": self.tokenizer.pad, "bos_token": self.start, "eos_token": self.tokenizer.eos}
+        return replace(model, vocab_size=size, **special)
+
+    def encode(self, pairs: Sequence[Pair]) -> list[Example]:
+        """Tokens of both sides of each pair."""
+        sides = [self.tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
+        return list(zip(*sides, strict=True))
+
+    def sources(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """``tokens`` (each source, then the end token) and ``valid``."""
+        tokens = pad([[*row, self.tokenizer.eos] for row in rows], self.tokenizer.pad)
+        lengths = torch.tensor([len(row) + 1 for row in rows])
+        return {"tokens": tokens, "valid": torch.arange(tokens.shape[1]) < lengths[:, None]}
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Sources, and targets shifted: the decoder reads start, t1, t2 ... and is to say t1, t2 ... end."""
+        targets = [target for _, target in examples]
+        decoder_tokens = pad([[self.start, *target] for target in targets], self.tokenizer.pad)
+        said = pad([[*target, self.tokenizer.eos] for target in targets], IGNORE)
+        return {
+            **self.sources([source for source, _ in examples]),
+            "decoder_tokens": decoder_tokens,
+            "decoder_valid": said != IGNORE,
+            "targets": said,
+        }
+
+    def loader(self, *, seed: int, prepare: Prepare) -> Loader[Example]:
+        """The training batches. Raises DataError if every pair is longer than ``max_len``."""
+        limit = self.data.max_len
+        examples = [pair for pair in self.encode(self.data.splits["train"]) if max(map(len, pair)) < limit]
+        if not examples:
+            raise DataError(f"{self.data.train}: every pair has a side of {limit} tokens or more; raise data.max_len")
+        return Loader(
+            examples, sizes(examples), self.batch, max_tokens=self.data.max_tokens, seed=seed, prepare=prepare
+        )
+
+    def validation(self) -> Sequence[Batch]:
+        """The validation pairs in batches of the same size as training's."""
+        return self._validation
+
+    @cached_property
+    def _validation(self) -> list[Batch]:
+        examples = self.encode(self.data.splits["valid"])
+        batches = plan(sizes(examples), self.data.max_tokens)
+        return [self.batch([examples[i] for i in rows]) for rows in batches]
+
+    def metrics(self, model: nn.Module) -> dict[str, float]:
+        """Greedy translations of the first ``num_scored`` validation pairs, scored."""
+        pairs = self.data.splits["valid"][: self.data.num_scored]
+        return score(list(self.predict(model, [source for source, _ in pairs], beam=1)), [target for _, target in pairs])
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.tokenizer.save(folder)
+
+
+def sizes(examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """Lengths of source and target in a batch, with the special token that each gets."""
+    return [(len(source) + 1, len(target) + 1) for source, target in examples]
+
+
+def score(outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Corpus BLEU (Papineni et al. 2002) and chrF (Popović 2015) as sacreBLEU has them, 0 to 100; exact matches, 0 to 1.
+
+    :mod:`regard.evaluate.translation` gives the same with signatures.
+    """
+    from sacrebleu.metrics import BLEU, CHRF  # noqa: PLC0415
+
+    exact = sum(output == reference for output, reference in zip(outputs, references, strict=True))
+    return {
+        "bleu": BLEU().corpus_score(outputs, [references]).score,
+        "chrf": CHRF().corpus_score(outputs, [references]).score,
+        "exact_match": exact / len(references),
+    }

@@ -1,0 +1,233 @@
+"""The training loop."""
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace as changed
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import get_total_norm
+
+from regard import zoo
+from regard.core.errors import TrainingError
+from regard.core.types import Batch
+from regard.objectives.objective import Objective
+from regard.tasks.task import Task
+from regard.train.optimize import build_optimizer
+from regard.train.recipe import Recipe, save_recipe
+from regard.train.state import Progress, claim, load_state, replace, save_state
+from regard.train.watch import Log, Watch
+
+
+def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False) -> Progress:
+    """Train by the recipe, in the folder ``out``; or go on there, bit for bit where it stopped.
+
+    The folder holds recipe.json (as resolved), what the task learnt from the data (tokenizer.json), log.jsonl, and
+    the checkpoints best/ and last/, both of the averaged weights; last/ also has what a resume needs. SIGINT and
+    SIGTERM end the run cleanly after the step under way.
+
+    Raises:
+        TrainingError: the loss is not finite (naming the step), or the folder cannot be used.
+        CheckpointError: a checkpoint cannot be written or read.
+        DataError, ConfigError: what the recipe names cannot be used.
+    """
+    with claim(out, resume=resume):
+        torch.manual_seed(recipe.seed)
+        task = recipe.data.open(out if resume else None)
+        recipe = changed(recipe, model=task.configure(recipe.model))
+        run = Run(recipe, task, out)
+        if resume:
+            run.restore()
+        else:
+            task.save(out)
+            save_recipe(recipe, out / "recipe.json")
+        with Watch(recipe.num_steps, quiet=quiet) as watch, interruptions() as stop:
+            return run.train(watch, stop)
+
+
+class Run:
+    """A run under way: the model, its average, the optimiser, the data, and how far they have come."""
+
+    def __init__(self, recipe: Recipe, task: Task, out: Path) -> None:
+        self.recipe, self.task, self.out = recipe, task, out
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = zoo.build(recipe.model, seed=recipe.seed, device=self.device).train()
+        self.average = copy.deepcopy(self.model).eval() if recipe.average else self.model
+        self.optimizer = build_optimizer(recipe.optimizer, self.model)
+        self.loader = task.loader(seed=recipe.seed, prepare=recipe.objective.prepare)
+        self.progress = Progress()
+
+    def train(self, watch: Watch, stop: threading.Event) -> Progress:
+        """Step until the last step, the time limit or ``stop``."""
+        recipe, progress = self.recipe, self.progress
+        log = Log(self.out / "log.jsonl", progress.log_bytes)
+        clock = time.perf_counter() - progress.seconds
+        batches = iter(self.loader)
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        watch.say(f"{parameters:,} parameters on {self.device}, from step {progress.step} to {recipe.num_steps}")
+        ended = progress.step >= recipe.num_steps
+        while not ended and not stop.is_set():
+            self.step(batches)
+            progress.seconds = time.perf_counter() - clock
+            over = recipe.max_minutes is not None and progress.seconds > 60 * recipe.max_minutes
+            ended = over or progress.step == recipe.num_steps
+            watch.advance(progress.step)
+            if ended or progress.step % recipe.log_every == 0:
+                self.record(self.summary(), log, watch)
+            if ended or progress.step % recipe.valid_every == 0:
+                self.validate(log, watch)
+                progress.seconds = time.perf_counter() - clock
+                self.save(log)
+        if stop.is_set() and not ended:
+            self.save(log)
+            watch.say(f"stopped at step {progress.step}, saved; the run can be resumed")
+        return progress
+
+    def step(self, batches: Iterator[Batch]) -> None:
+        """One optimiser step on the mean loss over all targets of the next batches."""
+        recipe, progress = self.recipe, self.progress
+        began = time.perf_counter()
+        progress.step += 1
+        drawn = islice(batches, recipe.accumulate)
+        totals = accumulate(self.model, recipe.objective, drawn, self.device, recipe.precision)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(get_total_norm(gradients)) / totals["targets"]
+        if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
+            raise TrainingError(
+                f"step {progress.step}: the loss is {totals['loss'] / totals['targets']:g} and the gradient's norm "
+                f"{norm:g}; lower schedule.lr or lengthen schedule.warmup"
+            )
+        shrink = min(1.0, recipe.clip_norm / norm) if recipe.clip_norm and norm else 1.0
+        torch._foreach_mul_(gradients, shrink / totals["targets"])
+        lr = recipe.schedule(progress.step, recipe.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if recipe.average:
+            decay = min(recipe.average, progress.step / (progress.step + 10))
+            update_average(self.average, self.model, decay)
+        progress.loader = self.loader.state()
+        totals |= {"steps": 1, "grad_norm": norm, "seconds": time.perf_counter() - began}
+        progress.window = {name: progress.window.get(name, 0) + value for name, value in totals.items()}
+
+    def summary(self) -> dict[str, float]:
+        """The log's line for the steps since the last one."""
+        window, progress = self.progress.window, self.progress
+        self.progress.window = {}
+        means = {name: window[name] / window["targets"] for name in window if name in ("loss", "nll")}
+        return {
+            "step": progress.step,
+            "epoch": self.loader.epoch,
+            **means,
+            "lr": self.recipe.schedule(progress.step, self.recipe.num_steps),
+            "grad_norm": window["grad_norm"] / window["steps"],
+            "tokens_per_second": window["tokens"] / window["seconds"],
+            "seconds": progress.seconds,
+        }
+
+    @torch.no_grad()
+    def validate(self, log: Log, watch: Watch) -> None:
+        """Measure the averaged weights on held-out data, and keep them if they are the best so far."""
+        self.average.eval()
+        losses = [self.recipe.objective.loss(self.average, to(b, self.device)) for b in self.task.validation()]
+        count = sum(int(loss.count) for loss in losses)
+        metrics = {
+            "valid_loss": sum(float(loss.sum) for loss in losses) / count,
+            "valid_nll": sum(float(loss.parts["nll"]) for loss in losses) / count,
+            **self.task.metrics(self.average),
+        }
+        self.model.train()
+        self.record({"step": self.progress.step, **metrics, "seconds": self.progress.seconds}, log, watch)
+        best = self.progress.best
+        if best is None or metrics[self.task.monitor] >= best:
+            self.progress.best = metrics[self.task.monitor]
+            replace(self.out / "best", self.write_model)
+
+    def record(self, line: dict[str, float], log: Log, watch: Watch) -> None:
+        """One line to the log and to whoever watches."""
+        log.write(line)
+        watch.show(line)
+
+    def save(self, log: Log) -> None:
+        """Write last/, from which :meth:`restore` goes on."""
+        self.progress.log_bytes = log.sync()
+
+        def write(folder: Path) -> None:
+            self.write_model(folder)
+            save_state(folder, self.progress, self.model, self.optimizer)
+
+        replace(self.out / "last", write)
+
+    def write_model(self, folder: Path) -> None:
+        """The averaged weights as a checkpoint that :func:`regard.load` reads, with the tokenizer."""
+        zoo.save(self.average, folder)
+        self.task.save(folder)
+
+    def restore(self) -> None:
+        """Go on from last/."""
+        folder = self.out / "last"
+        if self.recipe.average:
+            self.average.load_state_dict(zoo.load(folder, device=self.device).state_dict())
+        self.progress = load_state(folder, self.model, self.optimizer)
+        self.loader.restore(self.progress.loader)
+
+
+def accumulate(
+    model: nn.Module, objective: Objective, batches: Iterable[Batch], device: torch.device, precision: str
+) -> dict[str, float]:
+    """Add the gradient of the summed loss of ``batches``; the caller divides by ``targets``, however they were split.
+
+    Returns:
+        sums over the batches: ``loss``, ``targets``, ``tokens`` (padding left out) and the objective's parts.
+    """
+    totals: dict[str, float] = {"loss": 0.0, "targets": 0, "tokens": 0}
+    for batch in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = objective.loss(model, to(batch, device))
+        loss.sum.backward()  # type: ignore[no-untyped-call]
+        tokens = sum(int(value.sum()) for value in batch.values() if value.dtype == torch.bool)
+        for name, value in {"loss": loss.sum, "targets": loss.count, "tokens": tokens, **loss.parts}.items():
+            totals[name] = totals.get(name, 0) + float(value)
+    return totals
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move every averaged weight ``1 - decay`` of the way to the model's (Polyak & Juditsky 1992); buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for mean, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        mean.copy_(buffer)
+
+
+def to(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+@contextmanager
+def interruptions() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second one acts at once. Outside the main thread nothing sets it."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def ask(number: int, _: Any) -> None:
+        event.set()
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,139 @@
+"""A recipe: everything that decides what a training run computes."""
+
+import contextlib
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from regard.core.errors import ConfigError, did_you_mean
+from regard.core.serial import from_json, to_json
+from regard.objectives.supervise import Supervise
+from regard.tasks import datas
+from regard.tasks.task import Data
+from regard.train.optimize import Optimizer
+from regard.train.schedule import Schedule
+from regard.zoo import families, family_of
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Model, data, objective and the way there. Two runs of one recipe on one machine are bit-equal.
+
+    Attributes:
+        model: a family's configuration; a ``vocab_size`` of 0 is filled in from the data.
+        data: what to learn from; its type names the task.
+        objective: how a batch becomes a loss.
+        optimizer: which, and its constants.
+        schedule: the learning rate as a function of the step.
+        num_steps: optimiser steps.
+        accumulate: batches to a step; their losses are averaged over all their targets.
+        clip_norm: the largest norm a gradient may have; 0 = any.
+        average: decay of the moving average of the weights, which is what is validated and kept; 0 = none.
+        precision: ``bfloat16`` multiplies matrices in it and keeps weights, norms and the loss in float32.
+        log_every: steps between lines of the log.
+        valid_every: steps between validations, which also save.
+        max_minutes: stop, validated and saved, when training has taken this long; None = never.
+        seed: of weights, data order and dropout.
+    """
+
+    model: Any
+    data: Data
+    objective: Supervise = field(default_factory=Supervise)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    num_steps: int = 10_000
+    accumulate: int = 1
+    clip_norm: float = 1.0
+    average: float = 0.999
+    precision: Literal["float32", "bfloat16"] = "float32"
+    log_every: int = 50
+    valid_every: int = 500
+    max_minutes: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "accumulate", "log_every", "valid_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"average {self.average} must be at least 0 and less than 1")
+        if self.clip_norm < 0:
+            raise ConfigError(f"clip_norm {self.clip_norm} must not be negative; 0 does not clip")
+
+
+def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train") -> Recipe:
+    """The recipe with fields replaced by options such as ``--model.dropout 0.3 --num-steps 500``.
+
+    ``--help`` prints every field with its default, and exits.
+
+    Raises:
+        ConfigError: an option that is no field (with the nearest that is), or a value that does not fit.
+    """
+    import tyro  # noqa: PLC0415
+
+    known = _options(recipe)
+    for argument in arguments:
+        name = argument.split("=")[0].replace("_", "-")
+        if name.startswith("--") and name != "--help" and name.replace("--no-", "--").replace(".no-", ".") not in known:
+            raise ConfigError(f"no option '{name}'{did_you_mean(name, known)}")
+    kind = _kind(type(recipe.model), type(recipe.data))
+    default = kind(**{each.name: getattr(recipe, each.name) for each in fields(recipe)})
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, default=default, args=list(arguments), prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_headline(complaint.getvalue())) from None
+
+
+def _headline(box: str) -> str:
+    """What tyro's framed message says above its inner rule, as one line."""
+    inside = [line.strip("│ ") for line in box.splitlines()[1:]]
+    return " ".join(itertools.takewhile(lambda line: not line.startswith("──"), inside))
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe as JSON, with the names of its family and task."""
+    value = {"family": family_of(recipe.model).name, "task": recipe.data.task, **to_json(recipe)}
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read what :func:`save_recipe` wrote. Raises ConfigError naming the file and the key."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; a run's folder holds its recipe.json") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object, found {value!r:.60}")
+    model = _choose(value.pop("family", None), {name: family.config for name, family in families().items()}, path)
+    data = _choose(value.pop("task", None), datas(), path)
+    return from_json(_kind(model, data), value, str(path))
+
+
+def _choose(name: Any, choices: Any, path: Path) -> Any:
+    if name not in choices:
+        raise ConfigError(f"{path}: {name!r} is not one of {', '.join(choices)}{did_you_mean(str(name), choices)}")
+    return choices[name]
+
+
+def _kind(model: type, data: type) -> type[Recipe]:
+    """``Recipe`` with the types of these two fields narrowed, which reading and the command line go by."""
+    return make_dataclass("Recipe", [("model", model), ("data", data)], bases=(Recipe,), frozen=True)
+
+
+def _options(value: Any, prefix: str = "--") -> list[str]:
+    """The options that a dataclass's fields, and theirs, are set by."""
+    names = []
+    for each in fields(value):
+        name, inner = prefix + each.name.replace("_", "-"), getattr(value, each.name)
+        names += _options(inner, f"{name}.") if is_dataclass(inner) else [name]
+    return names

@@ -1,0 +1,91 @@
+"""The losses against torch's own, values and gradients, in float64."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from regard.core.errors import InputError
+from regard.core.types import IGNORE, Output
+from regard.objectives import supervise
+from regard.objectives.supervise import Supervise, cross_entropy, linear_cross_entropy
+
+N, V, E = 23, 11, 5
+
+
+def table(seed=0, bias=True):
+    rng = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(N, E, dtype=torch.float64, generator=rng, requires_grad=True)
+    weight = torch.randn(V, E, dtype=torch.float64, generator=rng, requires_grad=True)
+    shift = torch.randn(V, dtype=torch.float64, generator=rng, requires_grad=True) if bias else None
+    return hidden, weight, shift, torch.randint(V, (N,), generator=rng)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_cross_entropy_is_torchs(smoothing):
+    hidden, weight, bias, targets = table()
+    logits = F.linear(hidden, weight, bias).detach().requires_grad_()
+    ours = cross_entropy(logits, targets, smoothing)
+    theirs = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
+    torch.testing.assert_close(ours.sum, theirs, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.parts["nll"], F.cross_entropy(logits, targets, reduction="sum"), rtol=1e-12, atol=0)
+    gradient, expected = (torch.autograd.grad(loss, logits)[0] for loss in (ours.sum, theirs))
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+    assert ours.count == N
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [1, 7, N, 512])
+def test_linear_cross_entropy_is_torchs(smoothing, bias, chunk, monkeypatch):
+    monkeypatch.setattr(supervise, "CHUNK", chunk)
+    hidden, weight, shift, targets = table(bias=bias)
+    ours = linear_cross_entropy(hidden, weight, shift, targets, smoothing)
+    theirs = F.cross_entropy(F.linear(hidden, weight, shift), targets, label_smoothing=smoothing, reduction="sum")
+    torch.testing.assert_close(ours.sum, theirs, rtol=1e-12, atol=0)
+    wanted = [hidden, weight, *([shift] if bias else [])]
+    for a, b in zip(torch.autograd.grad(ours.sum * 3, wanted), torch.autograd.grad(theirs * 3, wanted), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+def test_linear_cross_entropy_survives_large_logits():
+    hidden, weight, _, targets = table(bias=False)
+    loss = linear_cross_entropy(hidden * 1e4, weight, None, targets, 0.1)
+    loss.sum.backward()
+    assert loss.sum.isfinite()
+    assert hidden.grad.isfinite().all()
+
+
+class Table(nn.Module):
+    """The smallest model: hidden states by position id, any head."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.embed = nn.Embedding(V, E, dtype=torch.float64)
+        self.head = head
+
+    def forward(self, tokens):
+        return Output(hidden=self.embed(tokens), head=self.head)
+
+
+@pytest.mark.parametrize("wrap", [lambda head: head, lambda head: head.forward], ids=["linear", "callable"])
+def test_only_marked_positions_carry_loss(wrap):
+    torch.manual_seed(0)
+    head = nn.Linear(E, V, dtype=torch.float64)
+    model = Table(head)
+    model.__dict__["head"] = wrap(model._modules.pop("head"))
+    tokens, targets = torch.randint(V, (3, 4)), torch.randint(V, (3, 4))
+    targets[0, 1:] = IGNORE
+    loss = Supervise(label_smoothing=0.2).loss(model, {"tokens": tokens, "targets": targets})
+    logits = model(tokens).logits.flatten(0, 1)
+    expected = F.cross_entropy(logits, targets.flatten(), label_smoothing=0.2, ignore_index=IGNORE, reduction="none")
+    torch.testing.assert_close(loss.sum, expected[targets.flatten() != IGNORE].sum(), rtol=1e-12, atol=0)
+    assert loss.count == 9
+    torch.testing.assert_close(loss.mean, loss.sum / 9)
+
+
+def test_no_target_is_an_error():
+    model = Table(nn.Linear(E, V, dtype=torch.float64))
+    tokens = torch.zeros(2, 3, dtype=torch.long)
+    with pytest.raises(InputError, match="no target"):
+        Supervise().loss(model, {"tokens": tokens, "targets": torch.full_like(tokens, IGNORE)})
