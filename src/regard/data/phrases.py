@@ -262,6 +262,8 @@ def _categories(source: Locale, target: Locale) -> list[_Category]:
     names = distinct(((kind, key) for kind in _NAMES for key in _keys(kind, source)), [_name], probes=[()])
     currencies = distinct(((key,) for kind, key in names if kind == "currency"), _CURRENCY)
     units = distinct(((f"{sort}-{unit}",) for sort, units in _UNITS.items() for unit in units.split()), _UNIT)
+    if not (names and currencies and units):
+        raise ConfigError(f"CLDR has too few words in both {source} and {target} to make phrases of")
     return [
         _Category("name", 3, _shuffled(names), [_name], taught=_always),
         _Category("list", 25, _lists(names), [_list("standard"), _list("or")]),
@@ -325,9 +327,7 @@ def _name(value: Value, locale: Locale) -> str:
 
 
 def _lists(names: Sequence[Value]) -> Values:
-    groups: dict[str, list[Any]] = {}
-    for kind, key in names:
-        groups.setdefault(kind, []).append(key)
+    groups = {kind: [key for other, key in names if other == kind] for kind in _NAMES}
 
     def draw(rng: random.Random) -> Value:
         kind, _ = rng.choice(names)
@@ -408,8 +408,9 @@ def _duration(style: Literal["long", "short"]) -> Form:
         large, large_count, small, small_count = value
         unit = _unit(style)
         parts = [unit((f"duration-{large}", large_count), locale), unit((f"duration-{small}", small_count), locale)]
-        pairs = "2" in locale.list_patterns.get("unit", {})  # else Babel writes the second part twice
-        return format_list(parts, "unit" if pairs else "standard", locale)
+        styles: tuple[Literal["unit", "unit-short", "standard"], ...] = ("unit", "unit-short", "standard")
+        pairing = next(style for style in styles if "2" in locale.list_patterns.get(style, {}))
+        return format_list(parts, pairing, locale)  # without a pattern for two, Babel repeats the second
 
     return write
 

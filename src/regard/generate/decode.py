@@ -70,11 +70,10 @@ def sample(seed: int | Sequence[int]) -> Pick:
     Args:
         seed: one for each row; a single number s gives the rows s, s + 1, s + 2 and so on.
     """
-    seeds = None if isinstance(seed, int) else torch.tensor(list(seed), dtype=torch.long)
 
     def pick(logits: Tensor, rows: Tensor, count: int) -> Tensor:
-        own = rows + seed if seeds is None else seeds.to(rows.device)[rows]
-        return _inverse_cdf(logits, uniform(own, count))
+        seeds = rows + seed if isinstance(seed, int) else torch.tensor(seed, device=rows.device)[rows]
+        return _inverse_cdf(logits, uniform(seeds, count))
 
     return pick
 

@@ -110,7 +110,7 @@ def frequency_penalty(each: float = 0.0, once: float = 0.0, *, skip: int = 0) ->
 
     def transform(tokens: Tensor, logits: Tensor) -> Tensor:
         counts = _counts(tokens[:, skip:], logits)
-        return logits - each * counts - once * (counts > 0)
+        return logits - (each * counts + once * counts.clamp(max=1)).to(logits.dtype)
 
     return transform
 
@@ -195,8 +195,8 @@ def _lengths(tokens: Tensor) -> Tensor:
 def _counts(tokens: Tensor, logits: Tensor) -> Tensor:
     # One place more than the vocabulary takes in what is no token.
     places = torch.where(tokens < 0, logits.shape[1], tokens)
-    counts = logits.new_zeros(logits.shape[0], logits.shape[1] + 1)
-    return counts.scatter_add_(1, places, torch.ones_like(places, dtype=counts.dtype))[:, :-1]
+    counts = torch.zeros(logits.shape[0], logits.shape[1] + 1, dtype=torch.long, device=logits.device)
+    return counts.scatter_add_(1, places, torch.ones_like(places))[:, :-1]
 
 
 def _forbid(logits: Tensor, tokens: Tensor, where: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +14,21 @@ from regard.attention.attention import Attention
 from regard.attention.cache import Caches, append
 from regard.attention.kernel import KernelName
 from regard.attention.mask import EVERYTHING, Causal, Mask
-from regard.attention.position import ALiBi, Layout, Learned, PositionScheme, Rotary, Sinusoidal, T5Buckets
+from regard.attention.position import (
+    ALiBi,
+    Layout,
+    Learned,
+    PositionScheme,
+    Rotary,
+    Sinusoidal,
+    T5Buckets,
+    sinusoids,
+)
 from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
 from regard.blocks.feedforward import ActivationName, FeedForward
 from regard.blocks.norm import NormName, norm
 from regard.blocks.residual import Block, Residual, Stack, branch
-from regard.checkpoint.keymap import Optional, Reshape, Rule
+from regard.checkpoint.keymap import Constant, Repeat, Reshape, Rule
 from regard.core.errors import ConfigError, InputError
 from regard.core.types import Context, Index, Output
 from regard.family import Family
@@ -319,3 +329,166 @@ def residual(config: TransformerConfig, layer: int, mix: nn.Module) -> Residual:
 def final_norm(config: TransformerConfig) -> nn.Module | None:
     """Pre-norm leaves the stream unnormalised, so a stack ends with a norm."""
     return norm(config.norm, config.embed_dim, config.norm_eps) if config.norm_order == "pre" else None
+
+
+def keymap(config: TransformerConfig) -> list[Rule]:
+    """The keys of a published MarianMT checkpoint, as they stand in the file; older files repeat some tensors."""
+    return [
+        *_embedding_rules(config),
+        *_layer_rules("encoder", ("attention",)),
+        *_layer_rules("decoder", ("attention", "cross")),
+        *[
+            Rule(f"model.{side}.embed_positions.weight", (), Constant(_table(config)))
+            for side in ("encoder", "decoder")
+        ],
+    ]
+
+
+def _table(config: TransformerConfig) -> Callable[[], Tensor]:
+    return lambda: sinusoids(torch.arange(config.max_seq_len, dtype=torch.float64), config.embed_dim, "half")
+
+
+def _embedding_rules(config: TransformerConfig) -> list[Rule]:
+    encoder, decoder = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"
+    if config.share_embeddings:
+        source = target = "encoder_embed.weight"
+        rules = [Rule("model.shared.weight", source), Rule(encoder, source, Repeat()), Rule(decoder, target, Repeat())]
+    else:
+        source, target = "encoder_embed.weight", "decoder_embed.weight"
+        rules = [Rule(encoder, source), Rule(decoder, target)]
+    rules.append(Rule("lm_head.weight", target, Repeat()) if config.tie_head else Rule("lm_head.weight", "head.weight"))
+    if config.logits_bias:
+        rules.append(Rule("final_logits_bias", "head.bias", Reshape((1, config.vocab_size), (config.vocab_size,))))
+    return rules
+
+
+def _layer_rules(side: str, attentions: tuple[str, ...]) -> list[Rule]:
+    theirs, ours = f"model.{side}.layers.{{i}}", f"{side}.blocks.{{i}}"
+    return [
+        *[rule for name in attentions for rule in _attention_rules(side, name)],
+        *_pair(f"{theirs}.fc1", f"{ours}.ffn.mix.up"),
+        *_pair(f"{theirs}.fc2", f"{ours}.ffn.mix.down"),
+        *_pair(f"{theirs}.final_layer_norm", f"{ours}.ffn.after"),
+    ]
+
+
+def _attention_rules(side: str, name: str) -> list[Rule]:
+    theirs = f"model.{side}.layers.{{i}}.{'self_attn' if name == 'attention' else 'encoder_attn'}"
+    ours = f"{side}.blocks.{{i}}.{name}"
+    projections = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "o"}
+    rules = [rule for their, our in projections.items() for rule in _pair(f"{theirs}.{their}", f"{ours}.mix.{our}")]
+    return rules + _pair(f"{theirs}_layer_norm", f"{ours}.after")
+
+
+def _pair(theirs: str, ours: str) -> list[Rule]:
+    return [Rule(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
+
+
+MARIAN_ACTIVATIONS: dict[str, ActivationName] = {"relu": "relu", "gelu": "gelu", "swish": "silu", "silu": "silu"}
+
+
+def from_hf(theirs: Mapping[str, Any]) -> TransformerConfig:
+    """Our configuration from a published MarianMT one.
+
+    Raises ConfigError for a setting that this family does not have, and names it.
+    """
+    heads, activation = theirs["encoder_attention_heads"], theirs["activation_function"]
+    if theirs["decoder_attention_heads"] != heads:
+        raise ConfigError("a MarianMT model whose encoder and decoder differ in heads is not supported")
+    if activation not in MARIAN_ACTIVATIONS:
+        raise ConfigError(f"activation_function '{activation}' is none of {', '.join(MARIAN_ACTIVATIONS)}")
+    target_vocab = theirs.get("decoder_vocab_size") or theirs["vocab_size"]
+    if target_vocab != theirs["vocab_size"]:
+        raise ConfigError(
+            f"vocabularies of {theirs['vocab_size']} and {target_vocab} differ: only one size is supported"
+        )
+    encoder, decoder = theirs["encoder_layers"], theirs["decoder_layers"]
+    widths = [theirs["encoder_ffn_dim"]] * encoder + [theirs["decoder_ffn_dim"]] * decoder
+    uniform = len(set(widths)) == 1
+    return TransformerConfig(
+        vocab_size=theirs["vocab_size"],
+        embed_dim=theirs["d_model"],
+        ffn_dim=widths[0],
+        num_heads=heads,
+        num_encoder_layers=encoder,
+        num_decoder_layers=decoder,
+        max_seq_len=theirs["max_position_embeddings"],
+        dropout=theirs["dropout"],
+        attn_dropout=theirs["attention_dropout"],
+        ffn_dropout=theirs["activation_dropout"],
+        activation=MARIAN_ACTIVATIONS[activation],
+        position_layout="half",
+        scale_embeddings=theirs["scale_embedding"],
+        share_embeddings=theirs.get("share_encoder_decoder_embeddings", True),
+        tie_head=theirs.get("tie_word_embeddings", True),
+        logits_bias=True,
+        pad_token=theirs["pad_token_id"],
+        bos_token=theirs["decoder_start_token_id"],
+        eos_token=theirs["eos_token_id"],
+        layers=None if uniform else tuple(LayerSizes(heads, width, heads) for width in widths),
+    )
+
+
+PUBLISHED = TransformerConfig(position_layout="half", logits_bias=True)
+"""What every published checkpoint of this family has; the fields that the published configuration cannot tell."""
+
+
+def to_hf(config: TransformerConfig) -> dict[str, Any]:
+    """The published MarianMT configuration of ``config``. Raises ConfigError naming what it has no word for."""
+    for name in ("gated", "norm", "norm_order", "norm_eps", "positions", "position_layout", "logits_bias", "drop_path"):
+        if getattr(config, name) != getattr(PUBLISHED, name):
+            wanted = getattr(PUBLISHED, name)
+            raise ConfigError(f"the published layout has no {name}={getattr(config, name)!r}, only {wanted!r}")
+    widths = [config.sizes(i).ffn_dim for i in range(config.num_encoder_layers + config.num_decoder_layers)]
+    encoder_ffn, decoder_ffn = widths[0], widths[-1]
+    sides = [encoder_ffn] * config.num_encoder_layers + [decoder_ffn] * config.num_decoder_layers
+    kept = {
+        heads for i in range(len(widths)) for heads in (config.sizes(i).heads, config.sizes(i).cross_heads) if heads
+    }
+    if widths != sides or kept != {config.num_heads}:
+        raise ConfigError("the published layout has one size for all layers of a side; this model's layers differ")
+    activation = next((theirs for theirs, ours in MARIAN_ACTIVATIONS.items() if ours == config.activation), None)
+    if activation is None:
+        raise ConfigError(f"the published layout has no activation={config.activation!r}")
+    return {
+        "architectures": ["MarianMTModel"],
+        "model_type": "marian",
+        "is_encoder_decoder": True,
+        "vocab_size": config.vocab_size,
+        "decoder_vocab_size": config.vocab_size,
+        "d_model": config.embed_dim,
+        "encoder_layers": config.num_encoder_layers,
+        "decoder_layers": config.num_decoder_layers,
+        "encoder_attention_heads": config.num_heads,
+        "decoder_attention_heads": config.num_heads,
+        "encoder_ffn_dim": encoder_ffn,
+        "decoder_ffn_dim": decoder_ffn,
+        "max_position_embeddings": config.max_seq_len,
+        "dropout": config.dropout,
+        "attention_dropout": config.attn_dropout,
+        "activation_dropout": config.ffn_dropout,
+        "activation_function": activation,
+        "scale_embedding": config.scale_embeddings,
+        "share_encoder_decoder_embeddings": config.share_embeddings,
+        "tie_word_embeddings": config.tie_head,
+        "pad_token_id": config.pad_token,
+        "decoder_start_token_id": config.bos_token,
+        "eos_token_id": config.eos_token,
+        "forced_eos_token_id": config.eos_token,
+        "bos_token_id": None,
+    }
+
+
+FAMILY = Family(
+    name="transformer",
+    model_types=("marian",),
+    config=TransformerConfig,
+    build=Transformer,
+    keymap=keymap,
+    from_hf=from_hf,
+    to_hf=to_hf,
+    sizes={
+        "transformer-base": TransformerConfig(),
+        "transformer-big": TransformerConfig(embed_dim=1024, ffn_dim=4096, num_heads=16, dropout=0.3),
+    },
+)

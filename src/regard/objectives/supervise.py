@@ -85,33 +85,46 @@ def _count(targets: Tensor) -> Tensor:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """See :func:`linear_cross_entropy`. d loss / d logits = softmax - (1 - e) * onehot - e / V."""
+    """See :func:`linear_cross_entropy`. d loss / d logits = softmax - (1 - e) * onehot - e / V.
+
+    The last term is the same for all logits, so its share of the gradients is added once, at the end. Under
+    autocast the three products are computed in its type, and everything else in the type of the weight.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
-        nll, uniform = hidden.new_zeros(()), hidden.new_zeros(())
+        size, kind, device = len(weight), weight.dtype, weight.device.type
+        product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else kind
+        table = weight.to(product)
+        grad_hidden, grad_weight = torch.empty_like(hidden, dtype=kind), torch.zeros_like(weight)
+        grad_bias = torch.zeros_like(weight[:, 0])
+        nll, uniform = weight.new_zeros(()), weight.new_zeros(())
         for rows, picked, into in zip(
-            hidden.split(CHUNK), targets[:, None].split(CHUNK), grad_hidden.split(CHUNK), strict=True
+            hidden.to(product).split(CHUNK), targets[:, None].split(CHUNK), grad_hidden.split(CHUNK), strict=True
         ):
-            logits = nn.functional.linear(rows, weight, bias)
-            normalizer = logits.logsumexp(dim=-1)
-            nll += (normalizer - logits.gather(1, picked)[:, 0]).sum()
-            uniform += (normalizer - logits.mean(dim=-1)).sum()
-            slope = logits.sub_(normalizer[:, None]).exp_().sub_(smoothing / len(weight))
+            logits = (rows @ table.t()).to(kind)
+            if bias is not None:
+                logits += bias
+            top, middle, hit = logits.amax(dim=-1), logits.mean(dim=-1), logits.gather(1, picked)
+            slope = logits.softmax(dim=-1)
+            normalizer = top - slope.amax(dim=-1).log()  # log-sum-exp, and the largest probability is never small
+            nll += (normalizer - hit[:, 0]).sum()
+            uniform += (normalizer - middle).sum()
             slope.scatter_add_(1, picked, slope.new_full(picked.shape, smoothing - 1))
-            torch.mm(slope, weight, out=into)
-            grad_weight.addmm_(slope.t(), rows)
-            if grad_bias is not None:
-                grad_bias += slope.sum(dim=0)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            grad_bias += slope.sum(dim=0)
+            slope = slope.to(product)
+            into.copy_(slope @ table)
+            grad_weight += slope.t() @ rows
+        grad_hidden -= smoothing * weight.mean(dim=0)
+        grad_weight -= smoothing / size * hidden.sum(dim=0)
+        grad_bias -= smoothing / size * len(hidden)
+        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_weight, grad_bias)
         ctx.mark_non_differentiable(nll)
         return torch.lerp(nll, uniform, smoothing), nll
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
-        return hidden * grad, weight * grad, None if bias is None else bias * grad, None, None
+        return hidden * grad, weight * grad, bias * grad if ctx.needs_input_grad[2] else None, None, None

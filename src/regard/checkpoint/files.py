@@ -1,0 +1,259 @@
+"""Checkpoints as files: safetensors, one or sharded with an index, mapped into memory on reading, whole on writing.
+
+A checkpoint is a folder. Pickles are never opened: they run code. Files outside the folder are never opened either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from regard.core.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+_SAVED, _NAMES = ".saved", ".names.json"
+_METADATA = {"format": "pt"}  # what every published file says of itself
+GB = 10**9
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, mapped from its files: no byte is read before it is used, none is copied.
+
+    The tensors may be written to; the files do not change. Where there is both one file and an index, the one file
+    counts, as it does for transformers.
+
+    Raises:
+        CheckpointError: missing, damaged, not safetensors, or not wholly inside the folder.
+    """
+    settle(folder)
+    if _exists(folder, SINGLE):
+        return _open(inside(folder, SINGLE))
+    if _exists(folder, INDEX):
+        return _read_shards(folder)
+    raise CheckpointError(_nothing(folder))
+
+
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, max_shard_size: int = 5 * GB
+) -> None:
+    """Write a checkpoint, config.json and tensors, in place of the one in the folder; other files stay.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk, no permission); the old checkpoint is as it was.
+    """
+    with replacing(folder) as staged:
+        (staged / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tensors(staged, tensors, max_shard_size=max_shard_size)
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, max_shard_size: int = 5 * GB) -> None:
+    """Write tensors into an empty folder (see :func:`replacing`), as one file or as shards of at most so many bytes.
+
+    A tensor bigger than that has a shard of its own. No tensor may stand under two names.
+    """
+    shards = _shards(tensors, max_shard_size)
+    if len(shards) == 1:
+        save_file(shards[0], folder / SINGLE, _METADATA)
+        return
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / name, _METADATA)
+        weight_map.update(dict.fromkeys(shard, name))
+    index = {
+        "metadata": {"total_size": sum(map(_size, tensors.values()))},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A scratch folder; when the block ends, its files take the places of those of the same name in ``folder``.
+
+    All of them or none do, whatever happens meanwhile: the scratch folder, once flushed to disk, is renamed in one
+    step to ``.saved``, and from then on :func:`settle`, which every reader calls first, can finish the work. New
+    weights also displace the old ones, however those were sharded. One process may write to a folder at a time.
+
+    Raises:
+        CheckpointError: a file cannot be written; ``folder`` is as it was.
+    """
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        settle(folder)
+        for leftover in folder.glob(".saving-*"):
+            shutil.rmtree(leftover)
+        staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+        try:
+            yield staged
+            _seal(staged)
+            staged.rename(folder / _SAVED)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        kept = "" if new else "; what was there is untouched"
+        raise CheckpointError(f"{folder}: cannot be saved ({_reason(error)}){kept}") from None
+    settle(folder)
+
+
+def settle(folder: Path) -> None:
+    """Finish a save that was cut short after it was safely on disk; does nothing otherwise.
+
+    Raises:
+        CheckpointError: there is one to finish but the folder may not be written to.
+    """
+    staged = folder / _SAVED
+    if not staged.is_dir() or staged.is_symlink():
+        return
+    try:
+        names = _load_json(staged / _NAMES)
+        if not isinstance(names, list) or not all(isinstance(name, str) and _is_plain(name) for name in names):
+            raise CheckpointError(f"{staged}: not the remains of an interrupted save; delete it")
+        if any(map(_WEIGHTS.fullmatch, names)):
+            for path in folder.iterdir():
+                if _WEIGHTS.fullmatch(path.name) and path.name not in names:
+                    path.unlink(missing_ok=True)
+        for name in names:
+            with suppress(FileNotFoundError):  # moved already
+                (staged / name).replace(folder / name)
+        _flush(folder)
+        shutil.rmtree(staged)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: an interrupted save cannot be finished here ({_reason(error)})") from None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file of the folder; a name that leads elsewhere, directly or by a link, is an error.
+
+    The links of the Hugging Face cache lead to ``blobs`` beside ``snapshots``, and are followed there.
+
+    Raises:
+        CheckpointError: the file is outside the folder.
+    """
+    path, home = folder / name, folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        real = None
+    if real is None or not _is_plain(name) or real.parent not in homes:
+        raise CheckpointError(f"{path}: leads outside its folder; a checkpoint's files lie in one folder")
+    return path
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    index = inside(folder, INDEX)
+    content = _load_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{index}: not an index: it needs 'weight_map', from tensor names to file names")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        listed = {name for name, place in weight_map.items() if place == shard}
+        path = inside(folder, shard)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file, but {INDEX} lists it")
+        found = _open(path)
+        if found.keys() != listed:
+            name = min(found.keys() ^ listed)
+            raise CheckpointError(f"{path}: {'holds' if name in found else 'lacks'} '{name}', unlike {INDEX} says")
+        tensors |= found
+    return tensors
+
+
+def _open(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: truncated, damaged or not safetensors ({_reason(error)})") from None
+
+
+def _exists(folder: Path, name: str) -> bool:
+    return inside(folder, name).is_file()
+
+
+def _nothing(folder: Path) -> str:
+    """Why a folder holds no checkpoint that can be read."""
+    if not folder.is_dir():
+        return f"{folder}: no such folder"
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if not pickles:
+        return f"{folder}: holds no {SINGLE}"
+    return (
+        f"{folder}: holds no {SINGLE}, only {pickles[0]}, a pickle, which can run any code and is never opened here; "
+        "where you trust it, load it with transformers and save_pretrained it again: that writes safetensors"
+    )
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({_reason(error)})") from None
+
+
+def _is_plain(name: str) -> bool:
+    """Whether this is the bare name of a file, not a path."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def _shards(tensors: Mapping[str, Tensor], max_shard_size: int) -> Sequence[dict[str, Tensor]]:
+    """The tensors in order, cut into runs of at most so many bytes."""
+    shards: list[dict[str, Tensor]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and filled + _size(tensor) > max_shard_size:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor.detach().contiguous()
+        filled += _size(tensor)
+    return shards
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _seal(staged: Path) -> None:
+    """Flush a scratch folder, with the list of what it holds, to disk."""
+    names = sorted(path.name for path in staged.iterdir())
+    listing = staged / _NAMES
+    listing.write_text(json.dumps(names), encoding="utf-8")
+    for name in names:
+        (staged / name).chmod(listing.stat().st_mode)  # safetensors' are private whatever the umask says
+        _flush(staged / name)
+    _flush(listing)
+    _flush(staged)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).strip().split("\n")[0]

@@ -1,0 +1,55 @@
+"""Where a checkpoint is: a folder here, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from regard.core.errors import CheckpointError, MissingExtra, did_you_mean
+
+WANTED = ["*.safetensors", "*.json", "*.model", "*.spm", "vocab.txt", "merges.txt", "chat_template.jinja"]
+"""What is downloaded of a repository: tensors, configurations, tokenizers. Pickles never are."""
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder of a checkpoint, given as a folder or as ``organisation/name`` on the hub.
+
+    A folder never touches the network. Neither does a name whose first part is a folder here: that is a mistyped path.
+
+    Raises:
+        CheckpointError: no such folder (names the nearest there is), or the hub has no such repository.
+        MissingExtra: a hub name without the ``hub`` extra.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder}: is a file; give the folder it is in")
+    if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not folder.parent.exists():
+        return _download(name)
+    raise CheckpointError(f"{name}: no such folder{_neighbour(folder)}")
+
+
+def _neighbour(folder: Path) -> str:
+    """The ending of an error line: the nearest folder beside the one that is not there."""
+    if not folder.parent.is_dir():
+        return f" (nor '{folder.parent}')"
+    names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+    return did_you_mean(folder.name, names)
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    except ImportError:
+        raise MissingExtra(f"'{name}' is no folder here, and fetching it from the hub", "hub") from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"]))
+    except RepositoryNotFoundError:
+        reason = "the hub has no such repository, or it is private"
+    except LocalEntryNotFoundError:
+        reason = "the hub cannot be reached, and it was not downloaded before"
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+    raise CheckpointError(f"{name}: no folder here, and {reason}")

@@ -1,0 +1,250 @@
+"""Key maps: how a published checkpoint's tensors are called and laid out, and what they are called here.
+
+A key map is a sequence of rules read in either direction. It is total (a key without a rule is an error) and
+one-to-one (a key with two rules is an error), so that a checkpoint taken through it and back is the same bit for bit.
+The work is on references: renamed tensors are not copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from regard.core.errors import CheckpointError, did_you_mean
+
+
+class Op(Protocol):
+    """How one tensor of theirs becomes one or several of ours, and back; ``save`` undoes ``load`` exactly."""
+
+    def load(self, theirs: Tensor) -> Sequence[Tensor]: ...
+
+    def save(self, ours: Sequence[Tensor]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Same:
+    """The tensor as it is."""
+
+    def load(self, theirs: Tensor) -> Sequence[Tensor]:
+        return [theirs]
+
+    def save(self, ours: Sequence[Tensor]) -> Tensor:
+        return ours[0]
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """A matrix stored with rows and columns exchanged."""
+
+    def load(self, theirs: Tensor) -> Sequence[Tensor]:
+        return [theirs.mT]
+
+    def save(self, ours: Sequence[Tensor]) -> Tensor:
+        return ours[0].mT
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same numbers in the same order under another shape."""
+
+    theirs: tuple[int, ...]
+    ours: tuple[int, ...]
+
+    def load(self, theirs: Tensor) -> Sequence[Tensor]:
+        return [theirs.reshape(self.ours)]
+
+    def save(self, ours: Sequence[Tensor]) -> Tensor:
+        return ours[0].reshape(self.theirs)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fused tensor cut along ``dim`` into several of ours, of the given sizes (q, k, v in one matrix)."""
+
+    sizes: tuple[int, ...]
+    dim: int = 0
+
+    def load(self, theirs: Tensor) -> Sequence[Tensor]:
+        return theirs.split(self.sizes, self.dim)
+
+    def save(self, ours: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(ours), self.dim)
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Theirs may hold a second copy of the tensor that another rule maps to ``ours``: tied, but stored again.
+
+    Loading checks that it is the same bit for bit; where only the copy is stored, it stands in. Never written.
+    """
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Theirs may hold numbers that a model here computes (a table of sinusoids); the rule's ``ours`` is empty.
+
+    Loading checks them against ``value``, to the precision of the stored type. Never written.
+    """
+
+    value: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of a key map.
+
+    Attributes:
+        theirs: a key as it stands in their file; ``{i}``, ``{j}`` ... stand for numbers.
+        ours: the key here, or several for Split, or () for Constant; with the same placeholders.
+        op: what happens to the tensor on the way.
+    """
+
+    theirs: str
+    ours: str | tuple[str, ...]
+    op: Op | Repeat | Constant = Same()
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            if _placeholders(name) != _placeholders(self.theirs):
+                raise ValueError(f"the placeholders of {self.theirs!r} and {name!r} differ")
+        if len(self.names) != self._arity:
+            raise ValueError(f"{self.theirs!r} has {len(self.names)} names on our side, its op makes {self._arity}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``ours`` as a tuple."""
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    @property
+    def _arity(self) -> int:
+        if isinstance(self.op, Split):
+            return len(self.op.sizes)
+        return 0 if isinstance(self.op, Constant) else 1
+
+
+def to_ours(theirs: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Their tensors under our keys and in our layout.
+
+    Raises:
+        CheckpointError: a key without a rule or with two; a repeated or computed tensor that is not what it should be.
+    """
+    ours: dict[str, Tensor] = {}
+    found = essential(theirs, rules)
+    claims = _claims(found, rules, lambda rule: rule.theirs)
+    _refuse([key for key in found if key not in claims], [rule.theirs for rule in rules])
+    for key, (rule, op, numbers) in claims.items():
+        for template, tensor in zip(rule.names, op.load(found[key]), strict=True):
+            name = _fill(template, numbers)
+            if name in ours:
+                raise CheckpointError(f"key map: two rules lead to '{name}'")
+            ours[name] = tensor
+    return ours
+
+
+def to_theirs(ours: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Our tensors under their keys and in their layout; works on meta tensors too.
+
+    Raises:
+        CheckpointError: a key without a rule or with two, or a part of a fused tensor is missing.
+    """
+    theirs: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for rule, op, numbers in _claims(ours, rules, lambda rule: rule.names[0]).values():
+        names = [_fill(template, numbers) for template in rule.names]
+        key = _fill(rule.theirs, numbers)
+        if key in theirs or not used.isdisjoint(names):
+            raise CheckpointError(f"key map: two rules claim '{key}' or a part of it")
+        for name in names:
+            if name not in ours:
+                raise CheckpointError(f"'{key}' needs '{name}', which is not there{did_you_mean(name, ours)}")
+        theirs[key] = op.save([ours[name] for name in names])
+        used.update(names)
+    _refuse([name for name in ours if name not in used], [name for rule in rules for name in rule.names])
+    return theirs
+
+
+def essential(theirs: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Their tensors without those that follow from others, which are checked and left out.
+
+    Raises:
+        CheckpointError: a copy differs from its original, or stored constants from the computed ones.
+    """
+    kept = dict(theirs)
+    originals = {rule.names[0]: rule.theirs for rule in rules if not isinstance(rule.op, (Repeat, Constant))}
+    for rule in rules:
+        for key, numbers in list(_matches(kept, rule.theirs)):
+            if isinstance(rule.op, Repeat):
+                tensor = kept.pop(key)
+                original = _fill(originals[rule.names[0]], numbers)
+                if not same_bits(kept.setdefault(original, tensor), tensor):
+                    raise CheckpointError(f"'{key}' is retied: it must equal '{original}', and does not")
+            elif isinstance(rule.op, Constant) and not _close(kept.pop(key), rule.op.value()):
+                raise CheckpointError(f"'{key}' holds other numbers than this family computes there")
+    return kept
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in type, shape and every bit (NaN equals itself, 0 is not -0)."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+
+
+def _close(stored: Tensor, computed: Tensor) -> bool:
+    if stored.shape != computed.shape or not stored.is_floating_point():
+        return False
+    precision = torch.finfo(stored.dtype).eps
+    return torch.allclose(stored.double(), computed.double(), rtol=precision, atol=precision)
+
+
+_Claim = tuple[Rule, Op, dict[str, str]]
+
+
+def _claims(keys: Mapping[str, Tensor], rules: Sequence[Rule], side: Callable[[Rule], str]) -> dict[str, _Claim]:
+    """The one rule, its op and its numbers, for each key that has a rule."""
+    claims: dict[str, _Claim] = {}
+    for rule in rules:
+        if isinstance(rule.op, (Repeat, Constant)):
+            continue
+        for key, numbers in _matches(keys, side(rule)):
+            if key in claims:
+                raise CheckpointError(f"key map: two rules claim '{key}': '{claims[key][0].theirs}', '{rule.theirs}'")
+            claims[key] = rule, rule.op, numbers
+    return claims
+
+
+def _refuse(strays: Sequence[str], templates: Sequence[str]) -> None:
+    if strays:
+        known = did_you_mean(re.sub(r"\d+", "{i}", strays[0]), templates)
+        more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+        raise CheckpointError(f"no rule maps '{strays[0]}'{more}{known}")
+
+
+def _matches(keys: Iterable[str], template: str) -> Iterator[tuple[str, dict[str, str]]]:
+    pattern = _pattern(template)
+    for key in keys:
+        if match := pattern.fullmatch(key):
+            yield key, match.groupdict()
+
+
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """A regular expression for a template. A number has no leading zero, so that filling it in restores the key."""
+    parts = re.split(r"\{(\w+)\}", template)
+    texts, names = parts[0::2], parts[1::2]
+    numbers = [rf"(?P<{name}>0|[1-9][0-9]*)" for name in names]
+    return re.compile("".join(re.escape(text) + number for text, number in zip(texts, [*numbers, ""], strict=True)))
+
+
+def _placeholders(template: str) -> list[str]:
+    return sorted(_pattern(template).groupindex)
+
+
+def _fill(template: str, numbers: Mapping[str, str]) -> str:
+    return template.format_map(numbers)

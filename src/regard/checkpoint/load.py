@@ -1,0 +1,136 @@
+"""Putting a checkpoint's tensors into a model: everything fits, or one error says all that does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from regard.checkpoint.keymap import Rule, essential, to_ours, to_theirs
+from regard.core.errors import CheckpointError, nearest
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and persistent buffers, each once: a tied one under the first of its names."""
+    first = {id(tensor): name for name, tensor in reversed(_named(model).items())}
+    return {name: tensor for name, tensor in _named(model).items() if first[id(tensor)] == name}
+
+
+def assign(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    where: str | Path,
+    rules: Sequence[Rule] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> None:
+    """Make ``tensors`` the parameters and buffers of ``model``, which may have been built on the meta device.
+
+    Nothing is copied that need not be: a tensor mapped from a file stays mapped, so that opening a checkpoint costs
+    what its pages cost when they are first read. Tied parameters stay tied.
+
+    Args:
+        model: what to fill; its own tensors only say which names, shapes and kinds of number are expected.
+        tensors: what a checkpoint holds, under the model's names, or under ``rules``' names for them.
+        where: the checkpoint, for the error message.
+        rules: the key map of a published layout; None = the model's own names.
+        dtype: type of all floating-point tensors; as in the checkpoint unless given.
+        device: where they go; where they are unless given.
+
+    Raises:
+        CheckpointError: anything is missing, unexpected, misshapen or retied.
+    """
+    expected = tensors_of(model)
+    if rules is None:
+        reconcile(expected, tensors, where)
+        found = dict(tensors)
+    else:
+        try:
+            theirs = essential(tensors, rules)
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from None
+        reconcile(
+            to_theirs({name: tensor.detach().to("meta") for name, tensor in expected.items()}, rules), theirs, where
+        )
+        found = to_ours(theirs, rules)
+    new = {id(expected[name]): _like(expected[name], tensor, dtype, device) for name, tensor in found.items()}
+    model.load_state_dict({name: new[id(old)] for name, old in _named(model).items()}, assign=True)
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise ValueError(f"{name} is a buffer that checkpoints do not hold: a model on meta cannot be filled")
+
+
+def reconcile(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str | Path) -> None:
+    """Compare names, shapes and kinds of number (floating point, integer, ...); widths may differ.
+
+    Raises:
+        CheckpointError: they differ. The first line counts the differences and tells the first; if there are more,
+            the lines after it tell each, with the nearest name on the other side.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    shared = [name for name in expected if name in found]
+    misshapen = [name for name in shared if _kind(expected[name]) != _kind(found[name])]
+    nearest_found, nearest_expected = Nearest(unexpected), Nearest(missing or expected)
+    lines = [f"missing '{name}'{nearest_found(name)}" for name in missing]
+    lines += [f"unexpected '{name}'{nearest_expected(name)}" for name in unexpected]
+    lines += [f"misshapen '{name}': {_show(found[name])}, expected {_show(expected[name])}" for name in misshapen]
+    if not lines:
+        return
+    counts = [(len(missing), "missing"), (len(unexpected), "unexpected"), (len(misshapen), "misshapen")]
+    summary = ", ".join(f"{count} {what}" for count, what in counts if count)
+    head = f"{where}: the tensors are not this model's ({summary}): {lines[0]}"
+    raise CheckpointError("\n  ".join([f"{head}; all of them:", *lines]) if len(lines) > 1 else head)
+
+
+class Nearest:
+    """Finds the name most like another, quickly among thousands: by its letters first, then by its numbers."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.by_letters: dict[str, list[str]] = {}
+        for name in names:
+            self.by_letters.setdefault(_letters(name), []).append(name)
+        self.seen: dict[str, list[str]] = {}
+
+    def __call__(self, name: str) -> str:
+        """The ending of an error line: `` (nearest: 'x')``, or nothing when no name is close."""
+        letters = _letters(name)
+        if letters not in self.seen:
+            self.seen[letters] = nearest(letters, self.by_letters)
+        if not self.seen[letters]:
+            return ""
+        choices = self.by_letters[self.seen[letters][0]]
+        same_numbers = [choice for choice in choices if _numbers(choice) == _numbers(name)]
+        return f" (nearest: '{(same_numbers or choices)[0]}')"
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    """Every name in the model's state, tied ones too."""
+    named: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    return named
+
+
+def _like(old: Tensor, new: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    """``new`` as what ``old`` is: a parameter or a buffer, of the wanted type and place."""
+    tensor = new.to(device=device, dtype=dtype if new.is_floating_point() else None)
+    return nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, bool, bool, bool]:
+    return tensor.shape, tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
+
+
+def _show(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _numbers(name: str) -> list[str]:
+    return re.findall(r"\d+", name)
