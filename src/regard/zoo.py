@@ -17,11 +17,15 @@ from regard.attention.attention import Attention
 from regard.attention.kernel import KernelName
 from regard.attention.kernel import kernel as kernel_called
 from regard.blocks.init import initialise
-from regard.checkpoint.interim import read_json, read_tensors, whole_folder, write_json, write_tensors
-from regard.checkpoint.keymap import to_ours, to_theirs
-from regard.core.errors import CheckpointError, ConfigError, did_you_mean
+from regard.checkpoint.files import CONFIG, read, read_json, settle, write
+from regard.checkpoint.hub import resolve
+from regard.checkpoint.keymap import to_theirs
+from regard.checkpoint.load import assign, tensors_of
+from regard.core.errors import ConfigError, did_you_mean
 from regard.core.serial import from_json, to_json
 from regard.family import Family
+
+Layout = Literal["regard", "hf"]
 
 FORMAT = 1
 """Version of the native layout, written to config.json."""
@@ -68,7 +72,7 @@ def build(
     Raises:
         ConfigError: no such size, or a configuration that cannot be built.
     """
-    config = _config(size)
+    config = config_of(size)
     family = family_of(config)
     model = skeleton(family, config, kernel)
     if torch.device(device or "cpu").type == "meta":
@@ -104,7 +108,8 @@ def materialise(model: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, storage(buffer))
 
 
-def _config(size: Any) -> Any:
+def config_of(size: Any) -> Any:
+    """The configuration that ``size`` names, or is. Raises ConfigError with the nearest right name."""
     if not isinstance(size, str):
         return size
     named = sizes()
@@ -133,7 +138,7 @@ def load(
     Tensors are memory-mapped and stay so where neither type nor layout changes, so opening costs what is read.
 
     Args:
-        folder: a checkpoint folder or a run; or, with the hub extra, a hub id.
+        folder: a checkpoint, or a run, whose best checkpoint is meant; or, with the hub extra, a hub id.
         dtype: of floating-point weights; as stored unless given.
         device: where they go; the CPU unless given.
         kernel: how attention is computed.
@@ -142,24 +147,15 @@ def load(
         CheckpointError: nothing there, damaged files, or tensors that do not fit; all misfits are named together.
         ConfigError: a configuration of no known family, or with settings that the family does not have.
     """
-    folder = Path(folder)
+    folder = checkpoint_folder(folder)
     family, config, published = read_config(folder)
     model = skeleton(family, config, kernel)
-    found = read_tensors(folder)
-    if published:
-        found = to_ours(found, family.keymap(config))
-    expected = canonical(model)
-    reconcile(expected, found, str(folder))
-    for name, tensor in found.items():
-        wanted = tensor.to(dtype=dtype if tensor.is_floating_point() else None, device=device)
-        _assign(model, name, wanted, expected[name])
-    retie = getattr(model, "tie", None)
-    if retie is not None:
-        retie()
+    rules = family.keymap(config) if published else None
+    assign(model, read(folder), where=folder, rules=rules, dtype=dtype, device=device)
     return model.eval()
 
 
-def save(model: nn.Module, folder: str | Path, *, layout: Literal["regard", "hf"] = "regard") -> None:
+def save(model: nn.Module, folder: str | Path, *, layout: Layout = "regard") -> None:
     """Write ``model`` to ``folder``, whole or not at all.
 
     Args:
@@ -171,58 +167,48 @@ def save(model: nn.Module, folder: str | Path, *, layout: Literal["regard", "hf"
         CheckpointError: the disk does not take it; what was there before is untouched.
         ConfigError: the published layout cannot say what this configuration says.
     """
-    with whole_folder(Path(folder)) as fresh:
-        write_model(model, fresh, layout=layout)
-
-
-def write_model(model: nn.Module, folder: Path, *, layout: Literal["regard", "hf"] = "regard") -> None:
-    """Write config.json and the weights into an existing folder, which the caller makes whole."""
     family = family_of(model.config)
-    tensors = canonical(model)
+    tensors, config = tensors_of(model), {"format": FORMAT, "family": family.name, "config": to_json(model.config)}
     if layout == "hf":
-        config = family.to_hf(model.config)
-        tensors = to_theirs(tensors, family.keymap(model.config))
-    else:
-        config = {"format": FORMAT, "family": family.name, "config": to_json(model.config)}
-    write_json(folder / "config.json", config)
-    write_tensors(folder, tensors)
+        tensors, config = to_theirs(tensors, family.keymap(model.config)), family.to_hf(model.config)
+    write(Path(folder), {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, config)
 
 
-def reconcile(expected, found, where):
-    if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in found.items()}:
-        raise CheckpointError(f"{where}: tensors do not fit")
+def checkpoint_folder(folder: str | Path) -> Path:
+    """Where the checkpoint is: in the folder itself or, for a run, in its ``best``. Raises CheckpointError."""
+    found = resolve(folder)
+    settle(found)
+    return found / "best" if not (found / CONFIG).exists() and (found / "best").is_dir() else found
 
 
 def read_config(folder: Path) -> tuple[Family, Any, bool]:
-    """The family and configuration that ``folder`` holds, and whether in the published layout."""
-    value = read_json(folder / "config.json")
-    name, model_type = value.get("family"), value.get("model_type")
-    if name in families() and "config" in value:
+    """The family and configuration that ``folder`` holds, and whether in the published layout.
+
+    Raises CheckpointError for a damaged file, ConfigError for what no family understands.
+    """
+    path = folder / CONFIG
+    value = read_json(path)
+    if not isinstance(value, dict) or not ("family" in value or "model_type" in value):
+        raise ConfigError(f"{path}: says neither 'family' nor 'model_type', so it is no model's configuration")
+    if value.get("family") in families():
         if value.get("format") != FORMAT:
-            raise ConfigError(f"{folder}: format {value.get('format')} is not {FORMAT}; a newer regard may read it")
-        return families()[name], from_json(families()[name].config, value["config"], "config"), False
+            raise ConfigError(f"{path}: has format {value.get('format')}, this version reads {FORMAT}")
+        family = families()[value["family"]]
+        return family, from_json(family.config, value.get("config"), f"{path}: config"), False
     for family in families().values():
-        if model_type in family.model_types:
-            return family, family.from_hf(value), True
+        if value.get("model_type") in family.model_types:
+            return family, _published(family, value, path), True
     known = [*families(), *(each for family in families().values() for each in family.model_types)]
-    asked = name or model_type
-    if asked is None:
-        raise ConfigError(f"{folder / 'config.json'}: says neither 'family' nor 'model_type'")
-    raise ConfigError(f"{folder}: no family '{asked}'; there are {', '.join(known)}{did_you_mean(str(asked), known)}")
+    asked = str(value.get("family") or value.get("model_type"))
+    raise ConfigError(f"{path}: no family '{asked}'; there are {', '.join(known)}{did_you_mean(asked, known)}")
 
 
-def canonical(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors by key, each tied tensor once, under the first of its names."""
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            tensors[name] = tensor
-            seen.add(id(tensor))
-    return tensors
-
-
-def _assign(model: nn.Module, name: str, tensor: Tensor, expected: Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    value = nn.Parameter(tensor) if isinstance(expected, nn.Parameter) else tensor
-    setattr(model.get_submodule(path), leaf, value)
+def _published(family: Family, value: Mapping[str, Any], path: Path) -> Any:
+    try:
+        return family.from_hf(value)
+    except KeyError as error:
+        raise ConfigError(
+            f"{path}: a {value['model_type']} configuration has '{error.args[0]}', this one not"
+        ) from None
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -12,7 +12,9 @@ class Recurrent:
     """Logits are a random function of the whole prefix: a wrong cache, order or row shows at once."""
 
     def __init__(self, vocab: int, seed: int = 0, spread: float = 2.0) -> None:
-        self.table = torch.randn(STATES, vocab, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread
+        self.table = (
+            torch.randn(STATES, vocab, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread
+        )
 
     def begin(self, *, max_len: int | None = None, source: Tensor | None = None) -> "RecurrentDecoding":
         return RecurrentDecoding(self.table, source)

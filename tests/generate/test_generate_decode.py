@@ -76,7 +76,9 @@ def test_cached_equals_uncached():
     model = Recurrent(V, seed=5)
 
     def forward(tokens, sources):
-        return torch.stack([torch.stack([model.logits(row[: i + 1]) for i in range(len(row))]) for row in tokens.tolist()])
+        return torch.stack(
+            [torch.stack([model.logits(row[: i + 1]) for i in range(len(row))]) for row in tokens.tolist()]
+        )
 
     prompt = torch.tensor([[2, 3], [4, 5], [6, 6]])
     for pick in (greedy, sample(3)):
@@ -109,9 +111,7 @@ def test_samples_follow_the_distribution(transforms):
     """Pearson's chi-square over all answers of two tokens, against their exact probabilities."""
     table = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     count = 20_000
-    found = generate(
-        Markov(table), torch.zeros(count, 1).long(), method=sample(7), transforms=transforms, max_tokens=2
-    )
+    found = generate(Markov(table), torch.zeros(count, 1).long(), method=sample(7), transforms=transforms, max_tokens=2)
     shaped = table
     for transform in transforms:
         shaped = transform(torch.zeros(4, 1).long(), shaped)
@@ -193,13 +193,10 @@ def test_mistakes_are_named():
 def test_scores_are_the_models_own_whatever_transforms_do(seed):
     model = Recurrent(V, seed)
     transforms = [temperature(0.5), repetition_penalty(2.0), top_k(2)]
-    for found in generate(model, torch.tensor([[3], [4]]), method=sample(seed), transforms=transforms, max_tokens=6):
-        start = [[3], [4]][0]
-        scores = []
-        for start in ([3], [4]):
-            tokens, score = list(start), 0.0
-            for token in found.tokens:
-                score += float(model.logits(tokens).log_softmax(-1)[token])
-                tokens.append(token)
-            scores.append(score)
-        assert min(abs(found.score - score) for score in scores) < 1e-9
+    prompt = torch.tensor([[3], [4]])
+    answers = generate(model, prompt, method=sample(seed), transforms=transforms, max_tokens=6)
+    for start, found in zip(prompt.tolist(), answers, strict=True):
+        prefixes = [start + found.tokens[:i] for i in range(6)]
+        steps = zip(prefixes, found.tokens, strict=True)
+        expected = sum(float(model.logits(prefix).log_softmax(-1)[token]) for prefix, token in steps)
+        assert found.score == pytest.approx(expected, abs=1e-9)

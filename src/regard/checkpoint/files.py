@@ -126,7 +126,7 @@ def settle(folder: Path) -> None:
     if not staged.is_dir() or staged.is_symlink():
         return
     try:
-        names = _load_json(staged / _NAMES)
+        names = read_json(staged / _NAMES)
         if not isinstance(names, list) or not all(isinstance(name, str) and _is_plain(name) for name in names):
             raise CheckpointError(f"{staged}: not the remains of an interrupted save; delete it")
         if any(map(_WEIGHTS.fullmatch, names)):
@@ -150,20 +150,23 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         CheckpointError: the file is outside the folder.
     """
-    path, home = folder / name, folder.resolve()
+    home = folder.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not _is_plain(name) or _target(folder / name).parent not in homes:
+        raise CheckpointError(f"{folder}: {name!r} leads outside; a checkpoint's files lie in one folder")
+    return folder / name
+
+
+def _target(path: Path) -> Path:
     try:
-        real = path.resolve()
-    except (OSError, RuntimeError):  # a loop of links
-        real = None
-    if real is None or not _is_plain(name) or real.parent not in homes:
-        raise CheckpointError(f"{path}: leads outside its folder; a checkpoint's files lie in one folder")
-    return path
+        return path.resolve()
+    except (OSError, RuntimeError):
+        raise CheckpointError(f"{path}: a loop of links") from None
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = inside(folder, INDEX)
-    content = _load_json(index)
+    content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index}: not an index: it needs 'weight_map', from tensor names to file names")
@@ -176,7 +179,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         found = _open(path)
         if found.keys() != listed:
             name = min(found.keys() ^ listed)
-            raise CheckpointError(f"{path}: {'holds' if name in found else 'lacks'} '{name}', unlike {INDEX} says")
+            raise CheckpointError(f"{path}: {'holds' if name in found else 'lacks'} '{name}', contrary to {INDEX}")
         tensors |= found
     return tensors
 
@@ -206,7 +209,8 @@ def _nothing(folder: Path) -> str:
     )
 
 
-def _load_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises CheckpointError, naming the file, when it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -214,8 +218,10 @@ def _load_json(path: Path) -> Any:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether this is the bare name of a file, not a path."""
-    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+    """Whether this is the bare name of a file, not a path, and one that a file can have."""
+    if not name.isprintable() or name in ("", ".", "..") or set(name) & {"/", "\\"}:
+        return False
+    return len(name.encode()) <= 255
 
 
 def _shards(tensors: Mapping[str, Tensor], max_shard_size: int) -> Sequence[dict[str, Tensor]]:

@@ -15,8 +15,8 @@ from regard.core.errors import CheckpointError, nearest
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters and persistent buffers, each once: a tied one under the first of its names."""
-    first = {id(tensor): name for name, tensor in reversed(_named(model).items())}
-    return {name: tensor for name, tensor in _named(model).items() if first[id(tensor)] == name}
+    tied = _tied(model)
+    return {name: tensor for name, tensor in _named(model).items() if name not in tied}
 
 
 def assign(
@@ -46,16 +46,15 @@ def assign(
     """
     expected = tensors_of(model)
     if rules is None:
-        reconcile(expected, tensors, where)
+        reconcile(expected, tensors, where, tied=_tied(model))
         found = dict(tensors)
     else:
+        shapes = {name: tensor.detach().to("meta") for name, tensor in expected.items()}
         try:
             theirs = essential(tensors, rules)
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from None
-        reconcile(
-            to_theirs({name: tensor.detach().to("meta") for name, tensor in expected.items()}, rules), theirs, where
-        )
+        reconcile(to_theirs(shapes, rules), theirs, where)
         found = to_ours(theirs, rules)
     new = {id(expected[name]): _like(expected[name], tensor, dtype, device) for name, tensor in found.items()}
     model.load_state_dict({name: new[id(old)] for name, old in _named(model).items()}, assign=True)
@@ -64,8 +63,20 @@ def assign(
             raise ValueError(f"{name} is a buffer that checkpoints do not hold: a model on meta cannot be filled")
 
 
-def reconcile(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str | Path) -> None:
+def reconcile(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    where: str | Path,
+    *,
+    tied: Mapping[str, str] | None = None,
+) -> None:
     """Compare names, shapes and kinds of number (floating point, integer, ...); widths may differ.
+
+    Args:
+        expected: what the model has.
+        found: what the checkpoint has.
+        where: the checkpoint, for the error message.
+        tied: names that the model gives to a tensor it has under another name already, with that name.
 
     Raises:
         CheckpointError: they differ. The first line counts the differences and tells the first; if there are more,
@@ -77,7 +88,10 @@ def reconcile(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where
     misshapen = [name for name in shared if _kind(expected[name]) != _kind(found[name])]
     nearest_found, nearest_expected = Nearest(unexpected), Nearest(missing or expected)
     lines = [f"missing '{name}'{nearest_found(name)}" for name in missing]
-    lines += [f"unexpected '{name}'{nearest_expected(name)}" for name in unexpected]
+    for name in unexpected:
+        original = (tied or {}).get(name)
+        hint = f": this model has it tied to '{original}'" if original else nearest_expected(name)
+        lines.append(f"unexpected '{name}'{hint}")
     lines += [f"misshapen '{name}': {_show(found[name])}, expected {_show(expected[name])}" for name in misshapen]
     if not lines:
         return
@@ -112,6 +126,14 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
     """Every name in the model's state, tied ones too."""
     named: dict[str, Tensor] = model.state_dict(keep_vars=True)
     return named
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Each second name of a tensor, with its first."""
+    first: dict[int, str] = {}
+    for name, tensor in _named(model).items():
+        first.setdefault(id(tensor), name)
+    return {name: first[id(tensor)] for name, tensor in _named(model).items() if first[id(tensor)] != name}
 
 
 def _like(old: Tensor, new: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:

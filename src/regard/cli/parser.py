@@ -38,3 +38,10 @@ def unknown(argument: str, names: Sequence[str], command: str) -> ConfigError:
     if not name.startswith("-"):
         return ConfigError(f"unexpected argument '{argument}' (see '{command} --help')")
     return ConfigError(f"no option '{name}'{did_you_mean(name, names)} (see '{command} --help')")
+
+
+def positive(text: str) -> int:
+    """An option's value as a positive integer."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value

@@ -1,11 +1,11 @@
 """``regard show``: what there is, or what one model is made of and what it costs."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from regard.cli.parser import Parser
-from regard.core.errors import ConfigError, did_you_mean
+from regard.cli.parser import Parser, positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,30 +14,97 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """Show the families, sizes and recipes; or, given one, a model's blocks with shapes, parameters, FLOPs and memory."""
+    """Show families, sizes and recipes; or, given one, a model's blocks with shapes, parameters, FLOPs and memory."""
     parser = Parser("show", "Families, sizes and recipes; or what a model is made of and what it costs.")
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="FAMILY-SIZE, a checkpoint's folder, or a run's")
-    parser.add_argument("--length", type=int, default=128, metavar="N", help="tokens read and written (default: 128)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences at once (default: 1)")
-    parser.add_argument("--depth", type=int, default=4, metavar="N", help="how deep to look into blocks (default: 4)")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a size, or the folder of a checkpoint or run")
+    parser.add_argument("--length", type=positive, default=128, metavar="N", help="tokens a sequence (default: 128)")
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences at once (default: 1)")
+    parser.add_argument("--depth", type=positive, default=3, metavar="N", help="levels of blocks to show (default: 3)")
     args = parser.parse(argv)
-    text = overview() if args.model is None else describe(args.model, args.length, args.batch, args.depth)
-    sys.stdout.write(text + "\n")
+    lines = overview() if args.model is None else describe(args.model, args.length, args.batch, args.depth)
+    sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
 
 
-def overview() -> str:
+def overview() -> Iterator[str]:
     """Every family with its sizes, and every recipe."""
     from regard import zoo
-    from regard.cli.train import recipes
     from regard.explain.chart import number
-    from regard.explain.cost import parts_of
+    from regard.recipes import recipes
 
-    lines = ["families and their sizes ('regard show NAME' shows one)"]
-    for name, family in sorted(zoo.families().items()):
-        for size in family.sizes:
-            model = zoo.build(f"{name}-{size}", device="meta")
-            lines.append(f"  {f'{name}-{size}':<24}{number(sum(p.numel() for p in model.parameters())):>8} parameters")
-    lines += ["", "recipes ('regard train NAME --help' shows one's options)"]
-    lines += [f"  {name:<24}{line}" for name, line in recipes().items()]
-    return "\n".join(lines)
+    yield "families and their sizes ('regard show SIZE' says more)"
+    for family in zoo.families().values():
+        yield f"  {family.name}"
+        for size, config in family.sizes.items():
+            count = sum(parameter.numel() for parameter in zoo.skeleton(family, config, "auto").parameters())
+            yield f"    {size:<24}{number(count):>8} parameters"
+    yield ""
+    yield "recipes ('regard train RECIPE --help' shows their options)"
+    for name, recipe in recipes().items():
+        yield f"  {name:<26}{(recipe.__doc__ or '').splitlines()[0]}"
+
+
+def describe(name: str, length: int, batch: int, depth: int) -> Iterator[str]:
+    """A size's or checkpoint's configuration, blocks and cost, on the meta device: nothing is computed."""
+    from regard.core.serial import to_json
+    from regard.explain.chart import number
+    from regard.explain.cost import example, memory, parts
+    from regard.explain.page import size
+
+    model = outline(name)
+    inputs = example(model, length, batch)
+    whole, held = parts(model.eval(), **inputs), memory(model.train(), **inputs)
+    settings = {key: value for key, value in to_json(model.config).items() if value is not None}
+    yield f"{name}: {whole.parameters:,} parameters"
+    yield ""
+    yield from wrapped(", ".join(f"{key} {value}" for key, value in settings.items()))
+    yield ""
+    yield from tree(whole, depth)
+    yield ""
+    amount = f"{batch} x {length} tokens" if len(inputs) == 1 else f"{batch} x {length} tokens read and as many written"
+    yield f"FLOPs    {number(whole.flops)} for {amount}: {number(whole.flops / batch / length)} a token"
+    yield f"memory   {size(held.weights)} of weights"
+    yield f"         {size(held.training)} with gradients and Adam's moments, to train"
+    yield f"         {size(held.activations)} of activations, to train on {amount}"
+
+
+def outline(name: str) -> "nn.Module":
+    """The model without its numbers, on the meta device, from a size's name or a folder; in the folder's precision."""
+    from regard import zoo
+
+    if not Path(name).exists() and name in zoo.sizes():
+        config: Any = zoo.sizes()[name]
+        return zoo.skeleton(zoo.family_of(config), config, "auto")
+    stored = zoo.load(name)
+    bare = zoo.skeleton(zoo.family_of(stored.config), stored.config, "auto")
+    return bare.to(next(stored.parameters()).dtype)
+
+
+def tree(whole: "Part", depth: int) -> Iterator[str]:
+    """The parts, a line each, indented by lines; figures are of one where "3 x" stands for three alike."""
+    from regard.explain.chart import number
+
+    rows = [("", "output", "parameters", "FLOPs")]
+    for stem, part in branches(whole, depth):
+        kind = f"{part.times} x {part.kind}" if part.times > 1 else part.kind
+        shape = " x ".join(map(str, part.shape)) if part.shape else ""
+        flops = number(part.flops) if part.flops else ""
+        rows.append((f"{stem}{part.name} {kind}" if part.name else kind, shape, f"{part.parameters:,}", flops))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for first, *rest in rows:
+        yield "  ".join([f"{first:<{widths[0]}}", *(f"{a:>{w}}" for a, w in zip(rest, widths[1:], strict=True))]).rstrip()
+
+
+def branches(part: "Part", depth: int, stem: str = "") -> Iterator[tuple[str, "Part"]]:
+    """Parts down to ``depth`` levels with the lines drawn before their names."""
+    yield stem, part
+    hanging = stem.replace("├─ ", "│  ").replace("└─ ", "   ")
+    for child in part.parts if depth else ():
+        yield from branches(child, depth - 1, hanging + ("└─ " if child is part.parts[-1] else "├─ "))
+
+
+def wrapped(text: str) -> list[str]:
+    """``text`` in lines of up to 100 characters."""
+    import textwrap
+
+    return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ")

@@ -49,8 +49,6 @@ def read_lines(path: str | Path) -> list[str]:
     """
     path = Path(path)
     data = _read_bytes(path)
-    if not data:
-        raise DataError(f"{path}: the file is empty")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -58,6 +56,8 @@ def read_lines(path: str | Path) -> list[str]:
         raise DataError(
             f"{path}, line {line}: not UTF-8 text (byte 0x{data[error.start]:02x}); convert the file to UTF-8"
         ) from None
+    if not text:
+        raise DataError(f"{path}: the file is empty")
     lines = text.split("\n")  # not splitlines(), which would also break at U+2028, form feeds and other characters
     if lines[-1] == "":
         lines.pop()

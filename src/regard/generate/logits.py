@@ -109,8 +109,8 @@ def frequency_penalty(each: float = 0.0, once: float = 0.0, *, skip: int = 0) ->
     """
 
     def transform(tokens: Tensor, logits: Tensor) -> Tensor:
-        counts = _counts(tokens[:, skip:], logits)
-        return logits - (each * counts + once * counts.clamp(max=1)).to(logits.dtype)
+        counts = _counts(tokens[:, skip:], logits).to(logits.dtype)
+        return logits - each * counts - once * counts.clamp(max=1)
 
     return transform
 

@@ -176,6 +176,7 @@ class Transformer(nn.Module):
         Raises:
             InputError: wrong shapes, ids outside the vocabulary, or a sequence that is too long.
         """
+        check_tokens(tokens, self.config.vocab_size)
         check_tokens(decoder_tokens, self.config.vocab_size, "decoder_tokens")
         check_valid(decoder_valid, decoder_tokens, "decoder_valid")
         if tokens.shape[0] != decoder_tokens.shape[0]:
@@ -191,7 +192,6 @@ class Transformer(nn.Module):
         self, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None, maps: dict[str, Tensor] | None = None
     ) -> tuple[Float[Tensor, "B S E"], Index]:
         """The memory: the encoder's states and where they stand."""
-        check_tokens(tokens, self.config.vocab_size)
         check_valid(valid, tokens)
         index = Index.over(tokens, valid)
         ctx = Context(index, weights=maps, path="encoder")
@@ -204,6 +204,7 @@ class Transformer(nn.Module):
 
         Raises InputError as ``forward`` does, and when ``max_len`` is more than the model has positions for.
         """
+        check_tokens(tokens, self.config.vocab_size)
         if max_len is not None and max_len > self.config.max_seq_len:
             raise InputError(f"max_len {max_len} is more than this model's {self.config.max_seq_len} positions")
         return TransformerDecoding(self, *self.encode(tokens, valid))

@@ -1,0 +1,26 @@
+"""``regard convert``: the same model in another layout or precision."""
+
+import sys
+
+from regard.cli.parser import Parser
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def run(argv: list[str]) -> int:
+    """Load a checkpoint and write it again."""
+    parser = Parser("convert", "Write a checkpoint in another layout or precision, with its tokenizer.")
+    parser.add_argument("source", metavar="SRC", help="the folder of a checkpoint or run, in either layout")
+    parser.add_argument("target", metavar="DST", help="the folder to write; a checkpoint in it is replaced")
+    parser.add_argument("--to", choices=("regard", "hf"), required=True, help="our own layout, or the published one")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
+    args = parser.parse(argv)
+
+    import torch
+
+    from regard import zoo
+    from regard.data.tokenize import Tokenizer
+
+    model = zoo.load(args.source, dtype=getattr(torch, args.dtype) if args.dtype else None)
+    zoo.save(model, args.target, layout=args.to)
+    return 0
