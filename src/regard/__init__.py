@@ -1,29 +1,38 @@
 """Every Transformer, one attention.
 
-The front door. Each name below is imported when first used, so that ``import regard`` costs nothing over torch.
+The front door; each name is imported when first used, so that ``import regard`` costs nothing over torch:
 
-- ``load(folder)``, ``save(model, folder)``, ``build(name)``: models.
+- ``load(folder)``, ``save(model, folder)``, ``build(size)``: models (:mod:`regard.zoo`).
 - ``tokenizer(folder)``: the tokenizer saved beside a model.
 - ``predict(run, texts)``: what a trained run answers.
-- ``generate(model, tokenizer, prompt)``: text from a model, piece by piece.
+- ``generate(model, prompt, ...)``: tokens that a model writes (:mod:`regard.generate`).
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regard.front import predict, tokenizer
+    from regard.generate.front import generate
     from regard.zoo import build, load, save
 
     __version__: str
 
-__all__ = ["build", "load", "save"]
+__all__ = ["build", "generate", "load", "predict", "save", "tokenizer"]
 
-_HOMES = {"build": "regard.zoo", "load": "regard.zoo", "save": "regard.zoo"}
+_HOMES = {
+    "build": "regard.zoo",
+    "generate": "regard.generate.front",
+    "load": "regard.zoo",
+    "predict": "regard.front",
+    "save": "regard.zoo",
+    "tokenizer": "regard.front",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415 - a tenth of the import time, rarely asked for
+        from importlib.metadata import version  # noqa: PLC0415 - slow to import, and rarely asked for
 
         return version("regard")
     if name not in _HOMES:

@@ -113,7 +113,7 @@ def test_two_rules_leading_to_one_key_are_an_error() -> None:
 def test_a_missing_part_of_a_fused_tensor_is_an_error() -> None:
     rules = [Rule("l.{i}.qkv", ("l.{i}.q", "l.{i}.k", "l.{i}.v"), Split((2, 2, 2)))]
     part = torch.zeros(2)
-    with pytest.raises(CheckpointError, match="'l.4.qkv' needs 'l.4.v'"):
+    with pytest.raises(CheckpointError, match=r"'l\.4\.qkv' needs 'l\.4\.v'"):
         to_theirs({"l.4.q": part, "l.4.k": part}, rules)
 
 
@@ -124,7 +124,7 @@ def test_an_unmapped_key_names_the_nearest_rule() -> None:
 
 def test_numbers_with_leading_zeros_are_other_keys() -> None:
     """Else ``l.01`` and ``l.1`` would be one tensor."""
-    with pytest.raises(CheckpointError, match="no rule maps 'l.01'"):
+    with pytest.raises(CheckpointError, match=r"no rule maps 'l\.01'"):
         to_ours({"l.01": torch.zeros(1)}, [Rule("l.{i}", "m.{i}")])
 
 

@@ -47,6 +47,15 @@ def test_attention_flops_equal_the_closed_formula():
     assert parts(Attend(), q=q, k=k).flops == 2 * (2 * 2 * 4 * 6 * 9 * 16)
 
 
+def test_tied_parameters_count_where_they_come_first():
+    model = Tower()
+    model.layers[2].weight = model.layers[0].weight
+    whole = parts(model, x=torch.zeros(1, 8))
+    assert whole.parameters == 2 * 64 + 3 * 8 + 40
+    assert [(part.parameters, part.tied) for part in whole.parts] == [(72, 0), (8, 64), (40, 0)]
+    assert whole.parts[0].times == 2
+
+
 def test_memory_counts_shared_weights_once_and_what_the_backward_pass_needs():
     model = Tower()
     model.layers[2].weight = model.layers[0].weight

@@ -4,9 +4,10 @@ from itertools import product
 
 import pytest
 import torch
-from generate_toys import Recurrent, Uncached
+from generate_toys import Markov, Recurrent, Uncached
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from regard.core.errors import ConfigError, InputError
 from regard.generate.beam import Beam, beam_search
 from regard.generate.decode import Generated
@@ -64,13 +65,12 @@ def by_hand(model, prompt, beam, limit, vocab):
             ending = [(score / count**beam.length_penalty, tokens) for _, score, tokens in grown[:width]
                       if tokens[-1] == STOP or count == limit]  # fmt: skip
             if not done[group]:
+                taken += [grown_tokens[-1] for _, _, grown_tokens in grown if grown_tokens[-1] != STOP][:width]
                 ends[group] = sorted(ends[group] + ending, key=lambda each: -each[0])[:width]
             opens[group] = [(score, tokens) for _, score, tokens in grown if tokens[-1] != STOP][:width]
             highest = max(score for score, _ in opens[group]) / count**beam.length_penalty
             if len(ends[group]) == width and highest <= ends[group][-1][0]:
                 done[group] = True
-            if not done[group]:
-                taken += [tokens[-1] for _, tokens in opens[group]]
         if all(done):
             break
     answers = sorted((each for group in ends for each in group), key=lambda each: -each[0])
@@ -255,16 +255,24 @@ def test_a_forced_last_token():
 
 
 def test_large_vocabularies_are_searched_in_slices_and_blocks():
-    # 10,007 is prime: neither the blocks nor the slices come out even.
-    table = torch.randn(8, 10_007, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # 10,007 is prime, so neither blocks nor slices come out even; the plain search looks at every token.
+    table = torch.randn(64, 10_007, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    prompt = torch.arange(40)[:, None]
+    answers = beam_search(
+        Markov(table), prompt, beam=Beam(size=4), best=4, max_tokens=2, transforms=[only_small_tokens]
+    )
+    logprobs = table.log_softmax(-1)
+    for start, found in enumerate(answers):
+        first, tokens = logprobs[start, :64].topk(4)
+        second, others = (first[:, None] + logprobs[tokens]).flatten().topk(4)
+        expected = [[int(tokens[i // 10_007]), int(i % 10_007)] for i in others]
+        assert [each.tokens for each in found] == expected
+        assert [each.score for each in found] == pytest.approx(second.tolist(), abs=1e-9)
 
-    class Wide(Recurrent):
-        def __init__(self):
-            self.table = table.repeat(125, 1)[:997]
 
-    prompts = [[i, j] for i in range(6) for j in range(10)]
-    for prompt, answers in zip(prompts, search(Wide(), prompts, beam=Beam(size=4), best=4, max_tokens=3), strict=True):
-        assert [each.tokens for each in answers] == by_hand(Wide(), prompt, Beam(size=4), 3, 10_007)
+def only_small_tokens(tokens, logprobs):
+    """The first token must be one that the table has a row for."""
+    return logprobs.index_fill(1, torch.arange(64, 10_007), -torch.inf) if tokens.shape[1] == 1 else logprobs
 
 
 def test_nothing_can_be_said():

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from regard.core.errors import ConfigError
-from regard.generate import logits as ours
 from torch import Tensor
 from transformers.generation import logits_process as theirs
+
+from regard.core.errors import ConfigError
+from regard.generate import logits as ours
 
 V = 9
 numbers = st.one_of(st.integers(-3, 3).map(float), st.floats(-8, 8, width=32))  # integers: many ties

@@ -1,5 +1,6 @@
 """Learning rates against the paper's formula and the shapes' own definitions."""
 
+import itertools
 import math
 
 import pytest
@@ -12,7 +13,9 @@ from regard.train.schedule import Schedule, vaswani
 def test_vaswani_is_equation_3(embed_dim, warmup):
     schedule = vaswani(embed_dim, warmup)
     for step in (1, 2, warmup - 1, warmup, warmup + 1, 3 * warmup, 100_000):
-        assert schedule(step, 100_000) == pytest.approx(embed_dim**-0.5 * min(step**-0.5, step * warmup**-1.5), rel=1e-12)
+        assert schedule(step, 100_000) == pytest.approx(
+            embed_dim**-0.5 * min(step**-0.5, step * warmup**-1.5), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("shape", ["inverse_sqrt", "cosine", "linear", "constant"])
@@ -23,7 +26,7 @@ def test_every_shape_warms_up_linearly_and_never_rises_after(shape, warmup):
     assert rates[:warmup] == pytest.approx([0.5 * step / warmup for step in range(1, warmup + 1)])
     assert max(rates) <= 0.5
     after = rates[max(warmup - 1, 0) :]
-    assert all(now >= later for now, later in zip(after, after[1:], strict=False))
+    assert all(now >= later for now, later in itertools.pairwise(after))
     if shape in ("cosine", "linear"):
         assert rates[-1] == pytest.approx(0.05)
 

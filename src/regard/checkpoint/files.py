@@ -125,8 +125,9 @@ def settle(folder: Path) -> None:
     staged = folder / _SAVED
     if not staged.is_dir() or staged.is_symlink():
         return
+    listing = staged / _NAMES
     try:
-        names = read_json(staged / _NAMES)
+        names = read_json(listing) if listing.exists() else []  # none: all was done but for the last line
         if not isinstance(names, list) or not all(isinstance(name, str) and _is_plain(name) for name in names):
             raise CheckpointError(f"{staged}: not the remains of an interrupted save; delete it")
         if any(map(_WEIGHTS.fullmatch, names)):
@@ -137,7 +138,8 @@ def settle(folder: Path) -> None:
             with suppress(FileNotFoundError):  # moved already
                 (staged / name).replace(folder / name)
         _flush(folder)
-        shutil.rmtree(staged)
+        listing.unlink(missing_ok=True)
+        staged.rmdir()
     except OSError as error:
         raise CheckpointError(f"{folder}: an interrupted save cannot be finished here ({_reason(error)})") from None
 
@@ -179,7 +181,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         found = _open(path)
         if found.keys() != listed:
             name = min(found.keys() ^ listed)
-            raise CheckpointError(f"{path}: {'holds' if name in found else 'lacks'} '{name}', contrary to {INDEX}")
+            raise CheckpointError(f"{path}: {'holds' if name in found else 'lacks'} {name!r}, contrary to {INDEX}")
         tensors |= found
     return tensors
 
@@ -262,4 +264,8 @@ def _flush(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).strip().split("\n")[0]
+    """What went wrong, in the system's words where safetensors passes them on, in one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    system = re.search(r"I/O error: (.*) \(os error", text)
+    line = system[1] if system else text.strip().split("\n")[0]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)

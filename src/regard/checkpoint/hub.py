@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from regard.core.errors import CheckpointError, MissingExtra, did_you_mean
+from regard.checkpoint.files import settle
+from regard.core.errors import CheckpointError, MissingExtra, nearest
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.spm", "vocab.txt", "merges.txt", "chat_template.jinja"]
 """What is downloaded of a repository: tensors, configurations, tokenizers. Pickles never are."""
 
 
 def resolve(name: str | Path) -> Path:
-    """The folder of a checkpoint, given as a folder or as ``organisation/name`` on the hub.
+    """The folder of a checkpoint, given as a folder or as ``organisation/name`` on the hub, ready to be read.
 
     A folder never touches the network. Neither does a name whose first part is a folder here: that is a mistyped path.
 
@@ -22,6 +23,7 @@ def resolve(name: str | Path) -> Path:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
+        settle(folder)
         return folder
     if folder.exists():
         raise CheckpointError(f"{folder}: is a file; give the folder it is in")
@@ -34,8 +36,8 @@ def _neighbour(folder: Path) -> str:
     """The ending of an error line: the nearest folder beside the one that is not there."""
     if not folder.parent.is_dir():
         return f" (nor '{folder.parent}')"
-    names = [path.name for path in folder.parent.iterdir() if path.is_dir()]
-    return did_you_mean(folder.name, names)
+    close = nearest(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])
+    return f" (did you mean '{folder.with_name(close[0])}'?)" if close else ""
 
 
 def _download(name: str) -> Path:

@@ -223,7 +223,7 @@ def _refuse(strays: Sequence[str], templates: Sequence[str]) -> None:
     if strays:
         known = did_you_mean(re.sub(r"\d+", "{i}", strays[0]), templates)
         more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
-        raise CheckpointError(f"no rule maps '{strays[0]}'{more}{known}")
+        raise CheckpointError(f"no rule maps {strays[0]!r}{more}{known}")
 
 
 def _matches(keys: Iterable[str], template: str) -> Iterator[tuple[str, dict[str, str]]]:

@@ -87,12 +87,12 @@ def reconcile(
     shared = [name for name in expected if name in found]
     misshapen = [name for name in shared if _kind(expected[name]) != _kind(found[name])]
     nearest_found, nearest_expected = Nearest(unexpected), Nearest(missing or expected)
-    lines = [f"missing '{name}'{nearest_found(name)}" for name in missing]
+    lines = [f"missing {name!r}{nearest_found(name)}" for name in missing]
     for name in unexpected:
         original = (tied or {}).get(name)
-        hint = f": this model has it tied to '{original}'" if original else nearest_expected(name)
-        lines.append(f"unexpected '{name}'{hint}")
-    lines += [f"misshapen '{name}': {_show(found[name])}, expected {_show(expected[name])}" for name in misshapen]
+        hint = f": this model has it tied to {original!r}" if original else nearest_expected(name)
+        lines.append(f"unexpected {name!r}{hint}")
+    lines += [f"misshapen {name!r}: {_show(found[name])}, expected {_show(expected[name])}" for name in misshapen]
     if not lines:
         return
     counts = [(len(missing), "missing"), (len(unexpected), "unexpected"), (len(misshapen), "misshapen")]
@@ -105,21 +105,21 @@ class Nearest:
     """Finds the name most like another, quickly among thousands: by its letters first, then by its numbers."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self.by_letters: dict[str, list[str]] = {}
+        self.by_letters: dict[str, dict[tuple[str, ...], str]] = {}
         for name in names:
-            self.by_letters.setdefault(_letters(name), []).append(name)
-        self.seen: dict[str, list[str]] = {}
+            letters, numbers = _parts(name)
+            self.by_letters.setdefault(letters, {})[numbers] = name
+        self.close: dict[str, list[str]] = {}
 
     def __call__(self, name: str) -> str:
         """The ending of an error line: `` (nearest: 'x')``, or nothing when no name is close."""
-        letters = _letters(name)
-        if letters not in self.seen:
-            self.seen[letters] = nearest(letters, self.by_letters)
-        if not self.seen[letters]:
+        letters, numbers = _parts(name)
+        if letters not in self.close:
+            self.close[letters] = nearest(letters, self.by_letters)
+        if not self.close[letters]:
             return ""
-        choices = self.by_letters[self.seen[letters][0]]
-        same_numbers = [choice for choice in choices if _numbers(choice) == _numbers(name)]
-        return f" (nearest: '{(same_numbers or choices)[0]}')"
+        choices = self.by_letters[self.close[letters][0]]
+        return f" (nearest: {choices.get(numbers) or next(iter(choices.values()))!r})"
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:
@@ -150,9 +150,6 @@ def _show(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _letters(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
-def _numbers(name: str) -> list[str]:
-    return re.findall(r"\d+", name)
+def _parts(name: str) -> tuple[str, tuple[str, ...]]:
+    """A name with its numbers taken out, and the numbers."""
+    return re.sub(r"\d+", "#", name), tuple(re.findall(r"\d+", name))

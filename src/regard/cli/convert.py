@@ -1,6 +1,6 @@
 """``regard convert``: the same model in another layout or precision."""
 
-import sys
+from pathlib import Path
 
 from regard.cli.parser import Parser
 
@@ -22,5 +22,9 @@ def run(argv: list[str]) -> int:
     from regard.data.tokenize import Tokenizer
 
     model = zoo.load(args.source, dtype=getattr(torch, args.dtype) if args.dtype else None)
+    has_tokenizer = Path(args.source, "tokenizer.json").exists()
+    tokenizer = Tokenizer.load(args.source) if has_tokenizer else None
     zoo.save(model, args.target, layout=args.to)
+    if tokenizer is not None:
+        tokenizer.save(args.target)
     return 0

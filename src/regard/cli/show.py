@@ -81,7 +81,7 @@ def outline(name: str) -> "nn.Module":
 
 
 def tree(whole: "Part", depth: int) -> Iterator[str]:
-    """The parts, a line each, indented by lines; figures are of one where "3 x" stands for three alike."""
+    """The parts, a line each, indented by lines; where "3 x" stands for three alike, figures are of one."""
     from regard.explain.chart import number
 
     rows = [("", "output", "parameters", "FLOPs")]
@@ -89,7 +89,8 @@ def tree(whole: "Part", depth: int) -> Iterator[str]:
         kind = f"{part.times} x {part.kind}" if part.times > 1 else part.kind
         shape = " x ".join(map(str, part.shape)) if part.shape else ""
         flops = number(part.flops) if part.flops else ""
-        rows.append((f"{stem}{part.name} {kind}" if part.name else kind, shape, f"{part.parameters:,}", flops))
+        own = f"{part.parameters:,}" if part.parameters or not part.tied else "tied"
+        rows.append((f"{stem}{part.name} {kind}" if part.name else kind, shape, own, flops))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for first, *rest in rows:
         yield "  ".join([f"{first:<{widths[0]}}", *(f"{a:>{w}}" for a, w in zip(rest, widths[1:], strict=True))]).rstrip()

@@ -19,10 +19,12 @@ class Series:
     marked: bool = False
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_label: str = "step", unit: str = "") -> str:
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str = "step", span: tuple[float, float] | None = None
+) -> str:
     """A figure with one chart of up to three lines and a legend that gives each line's last value.
 
-    Points that are not finite are left out; a series with more than 400 points is averaged down to that.
+    The vertical axis covers ``span``, or what the points need. Points that are not finite are left out; a series with more than 400 points is averaged down to that.
     """
     series = [Series(one.name, _thin(one.points), one.marked) for one in series]
     series = [one for one in series if one.points]
@@ -30,7 +32,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str = "step", u
         return ""
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points]
-    x_ticks, y_ticks = ticks(0, max(xs)), ticks(*_range(ys))
+    x_ticks, y_ticks = ticks(0, max(xs)), ticks(*(span or _range(ys)))
     low, high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -44,9 +46,9 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str = "step", u
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in one.points))
         parts.append(f'<polyline class="line line{i}" points="{path}"/>')
         if one.marked or len(one.points) == 1:
-            parts += [_dot(i, *at(x, y), f"{one.name}: {number(y)}{unit} at {x_label} {number(x)}") for x, y in one.points]
+            parts += [_dot(i, *at(x, y), f"{one.name}: {number(y)} at {x_label} {number(x)}") for x, y in one.points]
     legend = "".join(
-        f'<span class="key"><i class="key{i}"></i>{escape(one.name)} <b>{number(one.points[-1][1])}{unit}</b></span>'
+        f'<span class="key"><i class="key{i}"></i>{escape(one.name)} <b>{number(one.points[-1][1])}</b></span>'
         for i, one in enumerate(series)
     )
     return (

@@ -23,7 +23,8 @@ class Part:
         name: what its parent calls it; "0-5" for six like parts in a row.
         kind: its class.
         shape: of what it returns; None where it was not run or returns no single tensor.
-        parameters: how many it holds, with shared ones counted once.
+        parameters: how many it holds, without those that an earlier part holds too.
+        tied: how many of its parameters an earlier part holds too.
         flops: of the matrix products in one forward pass, two per multiply-and-add, as torch counts them. Attention
             counts every query against every key, masked or not.
         parts: the modules in it.
@@ -34,6 +35,7 @@ class Part:
     kind: str
     shape: tuple[int, ...] | None
     parameters: int
+    tied: int
     flops: int
     parts: tuple["Part", ...] = ()
     times: int = 1
@@ -95,7 +97,7 @@ def parts(model: nn.Module, **inputs: Tensor) -> Part:
             hook.remove()
     flops = {path.partition(".")[2]: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
     flops[""] = counter.get_total_flops()
-    return _fold(_part(model, "", "", shapes, flops))
+    return _fold(_part(model, "", "", shapes, flops, set()))
 
 
 def memory(model: nn.Module, **inputs: Tensor) -> Memory:
@@ -123,20 +125,31 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _part(
-    module: nn.Module, path: str, name: str, shapes: dict[nn.Module, tuple[int, ...]], flops: dict[str, int]
+    module: nn.Module,
+    path: str,
+    name: str,
+    shapes: dict[nn.Module, tuple[int, ...]],
+    flops: dict[str, int],
+    seen: set[nn.Parameter],
 ) -> Part:
+    known = set(seen)
+    seen |= set(module.parameters(recurse=False))
     below = tuple(
-        _part(child, f"{path}.{key}" if path else key, key, shapes, flops) for key, child in module.named_children()
+        _part(child, f"{path}.{key}" if path else key, key, shapes, flops, seen)
+        for key, child in module.named_children()
     )
-    count = sum(parameter.numel() for parameter in module.parameters())
-    return Part(name, type(module).__name__, shapes.get(module), count, flops.get(path, 0), below)
+    new, old = (
+        sum(parameter.numel() for parameter in module.parameters() if (parameter in known) is tied)
+        for tied in (False, True)
+    )
+    return Part(name, type(module).__name__, shapes.get(module), new, old, flops.get(path, 0), below)
 
 
 def _fold(part: Part) -> Part:
     """Runs of like children as one, all the way down; a mere list of modules gives way to its members."""
     folded: list[Part] = []
     for child in map(_fold, part.parts):
-        if child.parameters == child.flops == 0:
+        if child.parameters == child.tied == child.flops == 0:
             continue
         if child.parts and child.shape is None and child.flops == 0:
             folded += [replace(member, name=f"{child.name}.{member.name}") for member in child.parts]

@@ -139,16 +139,20 @@ def _training(log: Log) -> str:
         line_chart(
             "Scores on held-out examples",
             [
-                Series("exact match", curve(log, "exact_match", 100), marked=True),
+                Series("exact match, %", curve(log, "exact_match", 100), marked=True),
                 Series("BLEU", curve(log, "bleu"), marked=True),
             ],
+            span=(0, 100),
         ),
         line_chart("Learning rate", [Series("learning rate", curve(log, "lr"))]),
         line_chart("Throughput", [Series("tokens per second", curve(log, "tokens_per_second"))]),
     ]
     if not any(charts):
         return ""
-    lead = "The training loss is measured with dropout and label smoothing on, the held-out loss without dropout."
+    lead = (
+        "The training loss is the mean since the point before, with dropout; the held-out loss is that of the weights "
+        "that are kept, without dropout. Both have the recipe's label smoothing."
+    )
     return _section("Training", lead, f'<div class="charts">{"".join(charts)}</div>')
 
 
@@ -170,10 +174,16 @@ def _samples(samples: Sequence[Sample]) -> str:
 
 
 def marked_changes(output: str, reference: str) -> str:
-    """``output`` as HTML, with each run of words that differs struck out before the words of the reference."""
-    ours, theirs = output.split(), reference.split()
+    """``output`` as HTML, with each run of words that differs struck out before the words of the reference.
+
+    An output with no word of the reference is struck out alone.
+    """
+    ours, theirs = output.split(" "), reference.split(" ")
+    changes = difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes()
+    if not any(kind == "equal" for kind, *_ in changes):
+        return f"<del>{escape(output) or '(nothing)'}</del>"
     pieces = []
-    for kind, i, j, m, n in difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
+    for kind, i, j, m, n in changes:
         if kind == "equal":
             pieces.append(escape(" ".join(ours[i:j])))
             continue
@@ -217,7 +227,7 @@ def _tree_row(depth: int, part: Part) -> str:
     name = f"{'   ' * depth}{escape(part.name)} " if part.name else ""
     figures: Iterable[str] = (
         " × ".join(map(str, part.shape)) if part.shape else "",
-        f"{part.parameters:,}" if part.parameters else "",
+        f"{part.parameters:,}" if part.parameters else "tied" * bool(part.tied),
         number(part.flops) if part.flops else "",
     )
     cells = "".join(f'<td class="figure">{figure}</td>' for figure in figures)

@@ -223,7 +223,8 @@ class _Search:
     def advance(self, proposed: _Hypotheses, parents: Tensor, complete: Tensor, rule: _Rule) -> tuple[_Search, Tensor]:
         """Sort what was proposed, best first, into what has ended and what goes on; also the parents of the latter."""
         width = self.ended.score.shape[1]
-        ends = torch.isin(proposed.tokens[:, :, -1], rule.stops) | (rule.count == rule.max_tokens)
+        stops = torch.isin(proposed.tokens[:, :, -1], rule.stops)
+        ends = stops | (rule.count == rule.max_tokens)
 
         # Only what ranks among the first may end: the rest is there to fill the places of those that do.
         ending = (ends & complete)[:, :width] & ~self.done[:, None]
@@ -233,7 +234,7 @@ class _Search:
         both = older.join(newer)
         ended = both.among(both.score.topk(width, dim=1).indices)
 
-        onward = ends.int().argsort(dim=1, stable=True)[:, :width]
+        onward = stops.int().argsort(dim=1, stable=True)[:, :width]
         goes_on = replace(proposed, score=proposed.score.masked_fill(ends, -inf)).among(onward)
         search = _Search(goes_on, ended, self.done | rule.finished(goes_on, ended))
         return search, parents.gather(1, onward)
@@ -323,7 +324,7 @@ def _advance(
         advanced.append(new)
         parents.append(chosen + offset)
         # A group that is finished still has its rows, as its sentence has, but sways nobody.
-        taken = torch.cat([taken, new.open.tokens[:, :, -1].masked_fill(new.done[:, None], -1)], dim=1)
+        taken = torch.cat([taken, new.open.tokens[:, :, -1].masked_fill(search.done[:, None], -1)], dim=1)
     return advanced, torch.cat(parents, dim=1)
 
 

@@ -28,7 +28,8 @@ class Pieces:
 
     A piece ends where a character ends, and before anything that may yet become a stop string. The pieces, with the
     last from :meth:`finish`, join to exactly ``cut(text.decode(tokens), stop)[0]``, if decoding more tokens only ever
-    adds text: byte-level and SentencePiece tokenizers do. Bytes that are no character at all appear once it is certain.
+    adds text: byte-level and SentencePiece tokenizers do. Bytes that are no character appear when it is certain that
+    they will not become one.
 
     Args:
         text: the tokenizer.
@@ -55,12 +56,11 @@ class Pieces:
             return ""
         self._tokens.append(token)
         decoded = self._text.decode(self._tokens)
-        tail = len(decoded) - len(decoded.rstrip(INCOMPLETE))
-        certain = decoded[: len(decoded) - min(tail, 3)]  # a character lacks at most three bytes
-        if len(certain) <= len(self._out) or not certain.startswith(self._out):
+        certain = decoded.rstrip(INCOMPLETE)
+        if len(certain) <= len(self._out):
             return ""
         fresh, self._out = certain[len(self._out) :], certain
-        if not tail:
+        if certain == decoded:
             # Decoding starts anew from here; the newest tokens stay, as text may depend on what stands before it.
             self._tokens = self._tokens[self._context :]
             self._context = len(self._tokens)
@@ -72,8 +72,7 @@ class Pieces:
         if self.stopped:
             return ""
         decoded = self._text.decode(self._tokens)
-        fresh = decoded[len(self._out) :] if decoded.startswith(self._out) else ""
-        piece = self._release(fresh)
+        piece = self._release(decoded[len(self._out) :])
         held, self._held, self._out = self._held, "", decoded
         return piece + held
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace as changed
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from regard import zoo
+from regard.checkpoint.files import replacing
 from regard.core.errors import TrainingError
 from regard.core.types import Batch
 from regard.objectives.objective import Objective
 from regard.tasks.task import Task
 from regard.train.optimize import build_optimizer
 from regard.train.recipe import Recipe, save_recipe
-from regard.train.state import Progress, claim, load_state, replace, save_state
+from regard.train.state import Progress, claim, load_state, save_state
 from regard.train.watch import Log, Watch
 
 
@@ -42,7 +43,7 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False)
     with claim(out, resume=resume):
         torch.manual_seed(recipe.seed)
         task = recipe.data.open(out if resume else None)
-        recipe = changed(recipe, model=task.configure(recipe.model))
+        recipe = replace(recipe, model=task.configure(recipe.model))
         run = Run(recipe, task, out)
         if resume:
             run.restore()
@@ -150,7 +151,8 @@ class Run:
         best = self.progress.best
         if best is None or metrics[self.task.monitor] >= best:
             self.progress.best = metrics[self.task.monitor]
-            replace(self.out / "best", self.write_model)
+            with replacing(self.out / "best") as folder:
+                self.write_model(folder)
 
     def record(self, line: dict[str, float], log: Log, watch: Watch) -> None:
         """One line to the log and to whoever watches."""
@@ -160,12 +162,9 @@ class Run:
     def save(self, log: Log) -> None:
         """Write last/, from which :meth:`restore` goes on."""
         self.progress.log_bytes = log.sync()
-
-        def write(folder: Path) -> None:
+        with replacing(self.out / "last") as folder:
             self.write_model(folder)
             save_state(folder, self.progress, self.model, self.optimizer)
-
-        replace(self.out / "last", write)
 
     def write_model(self, folder: Path) -> None:
         """The averaged weights as a checkpoint that :func:`regard.load` reads, with the tokenizer."""
@@ -189,20 +188,20 @@ def accumulate(
     Returns:
         sums over the batches: ``loss``, ``targets``, ``tokens`` (padding left out) and the objective's parts.
     """
-    totals: dict[str, float] = {"loss": 0.0, "targets": 0, "tokens": 0}
+    totals: dict[str, float] = {}
     for batch in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = objective.loss(model, to(batch, device))
-        loss.sum.backward()  # type: ignore[no-untyped-call]
-        tokens = sum(int(value.sum()) for value in batch.values() if value.dtype == torch.bool)
-        for name, value in {"loss": loss.sum, "targets": loss.count, "tokens": tokens, **loss.parts}.items():
-            totals[name] = totals.get(name, 0) + float(value)
+        loss.sum.backward()
+        tokens = torch.stack([value.sum() for value in batch.values() if value.dtype == torch.bool]).sum()
+        sums = {"loss": loss.sum.detach(), "targets": loss.count, "tokens": tokens, **loss.parts}
+        totals = {name: totals.get(name, 0) + float(value) for name, value in sums.items()}
     return totals
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move every averaged weight ``1 - decay`` of the way to the model's (Polyak & Juditsky 1992); buffers are copied."""
+    """Move every averaged weight ``1 - decay`` of the way to the model's (Polyak & Juditsky 1992); copy the buffers."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
     for mean, buffer in zip(average.buffers(), model.buffers(), strict=True):
         mean.copy_(buffer)
@@ -225,7 +224,7 @@ def interruptions() -> Iterator[threading.Event]:
         event.set()
         signal.signal(number, before[number])
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:

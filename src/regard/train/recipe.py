@@ -73,7 +73,7 @@ def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train
     Raises:
         ConfigError: an option that is no field (with the nearest that is), or a value that does not fit.
     """
-    import tyro  # noqa: PLC0415
+    import tyro
 
     known = _options(recipe)
     for argument in arguments:
@@ -85,7 +85,9 @@ def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, default=default, args=list(arguments), prog=prog)
+            return tyro.cli(
+                kind, default=default, args=list(arguments), prog=prog, config=(tyro.conf.AvoidSubcommands,)
+            )
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -1,9 +1,7 @@
 """Where a run stands, on disk: checkpoints that are whole or not there, from which training goes on bit for bit."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from regard.checkpoint.load import tensors_of
 from regard.core.errors import CheckpointError, TrainingError
 from regard.core.serial import load_json, to_json
 
@@ -40,7 +39,7 @@ class Progress:
 
 def save_state(folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write training.safetensors (weights in training, optimiser, random state) and training.json."""
-    tensors = {f"model.{name}": value for name, value in _weights(model).items()}
+    tensors = {f"model.{name}": value for name, value in tensors_of(model).items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in values.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -64,7 +63,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         raise CheckpointError(f"{file}: cannot be read ({error}); training cannot go on from here") from None
     progress = load_json(Progress, folder / "training.json")
     try:
-        for name, value in _weights(model).items():
+        for name, value in tensors_of(model).items():
             value.copy_(tensors[f"model.{name}"])
         torch.set_rng_state(tensors["random.cpu"])
     except (KeyError, RuntimeError) as error:
@@ -80,41 +79,6 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     return progress
 
 
-def replace(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what ``write`` writes in place of ``folder``, whole or not at all, whatever happens meanwhile.
-
-    A folder cannot be swapped in one step, so a finished one waits as ``folder.new`` until the old one is gone;
-    :func:`settle` ends what a crash interrupted.
-
-    Raises:
-        CheckpointError: it could not be written (a full disk, a lost permission); the old folder stands.
-    """
-    unfinished, finished = _aside(folder, "tmp"), _aside(folder, "new")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write(unfinished)
-        for path in [*unfinished.iterdir(), unfinished]:
-            _sync(path)
-        unfinished.rename(finished)
-        settle(folder)
-    except (OSError, SafetensorError, CheckpointError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        kept = "the one before it is untouched" if folder.exists() else "nothing was kept"
-        raise CheckpointError(f"{folder}: the checkpoint could not be written ({reason}); {kept}") from None
-
-
-def settle(folder: Path) -> None:
-    """End an interrupted :func:`replace`: a finished new folder takes the place of the old."""
-    finished = _aside(folder, "new")
-    if finished.exists():
-        if folder.exists():
-            shutil.rmtree(folder)
-        finished.rename(folder)
-        _sync(folder.parent)
-
-
 @contextmanager
 def claim(run: Path, *, resume: bool) -> Iterator[None]:
     """Hold a run's folder, alone, until the block ends; a killed process lets go of it by itself.
@@ -123,7 +87,7 @@ def claim(run: Path, *, resume: bool) -> Iterator[None]:
         TrainingError: another process trains there; or the folder is not empty and ``resume`` is off; or it holds
             no checkpoint and ``resume`` is on.
     """
-    import fcntl  # noqa: PLC0415 - POSIX only
+    import fcntl
 
     held = run.exists() and any(path.name != ".lock" for path in run.iterdir())
     run.mkdir(parents=True, exist_ok=True)
@@ -132,29 +96,8 @@ def claim(run: Path, *, resume: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise TrainingError(f"{run}: another process is training in this folder") from None
-        for name in ("last", "best"):
-            settle(run / name)
         if resume and not (run / "last").exists():
             raise TrainingError(f"{run}: nothing to resume; it holds no last/ checkpoint")
         if held and not resume:
             raise TrainingError(f"{run}: the folder is not empty; resume the run in it, or name another folder")
         yield
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, tied ones once, and the buffers that a checkpoint has."""
-    kept = model.state_dict().keys()
-    buffers = {name: value for name, value in model.named_buffers() if name in kept}
-    return dict(model.named_parameters()) | buffers
-
-
-def _aside(folder: Path, ending: str) -> Path:
-    return folder.with_name(f"{folder.name}.{ending}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,94 @@
+"""``regard generate``: text from a model, shown as it is written."""
+
+import inspect
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from regard.cli.parser import Parser, positive
+from regard.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from regard.generate.logits import Transform
+
+SAMPLING = ("top_k", "top_p", "min_p", "typical", "seed")
+
+
+def run(argv: list[str]) -> int:
+    """Write one answer, piece by piece."""
+    parser = Parser("generate", "Write text after a prompt (a decoder), or in answer to one (an encoder-decoder).")
+    parser.add_argument("model", metavar="MODEL", help="the folder of a run, or of a checkpoint with its tokenizer")
+    parser.add_argument("prompt", nargs="?", help="the text (default: all of standard input)")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="at most so many (default: 256, or all places)")
+    parser.add_argument("--min-tokens", type=int, default=0, metavar="N", help="at least so many (default: 0)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = always the likeliest (default)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that hold P together")
+    parser.add_argument("--min-p", type=float, metavar="P", help="draw from tokens at least P times as likely as the first")
+    parser.add_argument("--typical", type=float, metavar="P", help="draw from the most typical tokens that hold P together")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument("--repetition-penalty", type=float, metavar="F", help="make what was written F times less likely")
+    parser.add_argument("--frequency-penalty", type=float, metavar="F", help="take F off a token for each time it came")
+    parser.add_argument("--no-repeat-ngram", type=positive, metavar="N", help="write no N tokens in a row twice")
+    args = parser.parse(argv)
+    given = [name for name in SAMPLING if getattr(args, name) is not None]
+    if args.temperature == 0 and given:
+        raise ConfigError(f"--{given[0].replace('_', '-')} chooses among draws: it needs a --temperature above 0")
+    write(args, sys.stdin.read() if args.prompt is None else args.prompt)
+    return 0
+
+
+def write(args: Namespace, prompt: str) -> None:
+    """Print the pieces of the answer as they become certain."""
+    import torch
+
+    from regard import zoo
+    from regard.data.tokenize import Tokenizer
+    from regard.generate.decode import decode, greedy, sample
+    from regard.generate.text import Pieces
+
+    model: Any = zoo.load(args.model)
+    tokenizer = Tokenizer.load(args.model)
+    tokens = tokenizer.encode(prompt)
+    inputs = {}
+    if "decoder_tokens" in inspect.signature(model.forward).parameters:
+        inputs = {"tokens": torch.tensor([[*tokens, tokenizer.eos]])}
+        tokens = [model.config.bos_token]
+    elif tokenizer.bos is not None:
+        tokens = [tokenizer.bos, *tokens]
+    places = model.config.max_seq_len - len(tokens)
+    max_tokens = min(256, places) if args.max_tokens is None else args.max_tokens
+    pieces = Pieces(tokenizer, args.stop)
+    steps = decode(
+        model.begin(max_len=len(tokens) + max_tokens, **inputs),
+        torch.tensor([tokens]),
+        pick=sample(args.seed or 0) if args.temperature else greedy,
+        transforms=transforms(args),
+        stop=[tokenizer.eos],
+        min_tokens=args.min_tokens,
+        max_tokens=max_tokens,
+    )
+    for step in steps:
+        sys.stdout.write(pieces.feed(int(step.tokens)))
+        sys.stdout.flush()
+        if pieces.stopped:
+            break
+    sys.stdout.write(pieces.finish() + "\n")
+
+
+def transforms(args: Namespace) -> list["Transform"]:
+    """What the options do to the scores: penalties first, then the temperature, then what is kept."""
+    from regard.generate import logits
+
+    asked = [
+        (logits.repetition_penalty, args.repetition_penalty),
+        (logits.frequency_penalty, args.frequency_penalty),
+        (logits.no_repeat_ngram, args.no_repeat_ngram),
+        (logits.temperature, args.temperature or None),
+        (logits.top_k, args.top_k),
+        (logits.top_p, args.top_p),
+        (logits.min_p, args.min_p),
+        (logits.typical, args.typical),
+    ]
+    return [transform(value) for transform, value in asked if value is not None]

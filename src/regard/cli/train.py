@@ -1,0 +1,85 @@
+"""``regard train``: learn a model by a recipe, go on with a run, or run a run's recipe again."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regard.cli.parser import Parser
+from regard.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from regard.train.recipe import Recipe
+
+EPILOG = """\
+'regard train RECIPE --help' shows the fields of a recipe, such as --data.train FILE or --model.dropout P; 'regard show'
+lists the recipes. DIR gets recipe.json, log.jsonl, the checkpoints best/ and last/, and report.html.
+"""
+
+FROM_DATA = {f"model.{name}" for name in ("vocab_size", "pad_token", "bos_token", "eos_token")}
+"""Fields that a run fills in when it has seen its data."""
+
+
+def run(argv: list[str]) -> int:
+    """Train, then write the report; 130 if interrupted on the way."""
+    parser = Parser("train", "Learn a model by a recipe, or resume a run.", add_help=False, epilog=EPILOG)
+    parser.add_argument("what", metavar="RECIPE", help="a recipe's name, or the folder of a run to resume or repeat")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the run (default: runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in the folder stopped, if there is one")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    if argv[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(parser.format_help())
+        return 0
+    args, fields = parser.parse_known_args(argv)
+    recipe, out = plan(args, fields)
+
+    from regard.explain.report import write_report
+    from regard.train.fit import fit
+
+    progress = fit(recipe, out, resume=args.resume and (out / "last").exists(), quiet=args.quiet)
+    timed_out = recipe.max_minutes is not None and progress.seconds > 60 * recipe.max_minutes
+    if progress.step < recipe.num_steps and not timed_out:
+        return 130
+    report = write_report(out)
+    sys.stderr.write(f"regard: the report is in {report}\n")
+    return 0
+
+
+def plan(args: Namespace, fields: list[str]) -> tuple["Recipe", Path]:
+    """The recipe to train by and the folder to train in. Raises ConfigError for a name or field that is not there."""
+    from regard.recipes import find
+    from regard.train.recipe import load_recipe, override
+
+    stored = Path(args.what, "recipe.json")
+    again = stored.exists()
+    recipe = override(load_recipe(stored) if again else find(args.what), fields, f"regard train {args.what}")
+    if again and args.resume:
+        out = args.out or Path(args.what)
+    elif again and args.out is None:
+        raise ConfigError(f"{args.what} is a run: add --resume to go on with it, or --out DIR to repeat it elsewhere")
+    else:
+        out = args.out or Path("runs", args.what)
+    if args.resume and (out / "recipe.json").exists():
+        check_same(recipe, load_recipe(out / "recipe.json"), out)
+    return recipe, out
+
+
+def check_same(asked: Any, stored: Any, out: Path) -> None:
+    """Raise ConfigError unless the run in ``out`` was started by the recipe that is asked for now."""
+    from regard.core.serial import to_json
+
+    differing = differences(to_json(asked), to_json(stored))
+    if differing:
+        raise ConfigError(f"{out}: a run goes on by its own recipe; it has another {', '.join(differing)}")
+
+
+def differences(asked: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of the fields that differ, save those of the model that a run takes from its data."""
+    found = []
+    for name, value in asked.items():
+        other = stored[name]
+        if isinstance(value, dict) and isinstance(other, dict):
+            found += differences(value, other, f"{prefix}{name}.")
+        elif value != other and f"{prefix}{name}" not in FROM_DATA:
+            found.append(f"{prefix}{name}")
+    return found

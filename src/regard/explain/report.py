@@ -1,0 +1,191 @@
+"""The report of a run: what it learned, how it got there, what it looks at, and how to repeat it, as one HTML page."""
+
+import json
+import os
+import platform
+import random
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regard import zoo
+from regard.core.errors import DataError, Unsupported
+from regard.core.serial import from_json
+from regard.data.tokenize import Tokenizer
+from regard.explain.attention import attention_maps, cross_maps, head_grid, heat_map, labels, sharpest
+from regard.explain.chart import number
+from regard.explain.cost import example, memory, parts
+from regard.explain.page import Page, Picture, Sample, curve, duration, render
+from regard.tasks.translate import ParallelText, Translate
+
+SAMPLES, PICTURES = 24, 4
+LEAST, MOST = 5, 24
+"""Tokens on each side of a text that makes a picture worth looking at and still readable."""
+
+
+def write_report(run: str | Path) -> Path:
+    """Write ``report.html`` into the folder of a translation run, and return its path.
+
+    The page stands alone: it asks the network for nothing, and reads in light and dark.
+
+    Raises:
+        DataError: the run's recipe, log or data cannot be read.
+        CheckpointError: its best checkpoint cannot be.
+        Unsupported: a run of another task.
+    """
+    run = Path(run)
+    recipe, log = read_object(run / "recipe.json"), read_log(run / "log.jsonl")
+    if recipe.get("task") != ParallelText.task:
+        raise Unsupported(f"{run}: there is no report for the task '{recipe.get('task')}' yet")
+    task = from_json(ParallelText, recipe["data"], f"{run / 'recipe.json'}: data").open(run)
+    model = zoo.load(run / "best")
+    samples = translate_some(task, model)
+    maps = {sample: maps_of(task, model, sample) for sample in picturesque(task.tokenizer, samples)}
+    choice = sharpest(maps.values()) if maps else None
+    bare = zoo.skeleton(zoo.family_of(model.config), model.config, "auto")
+    length = 32
+    page = Page(
+        title=f"Translation from {language(task.data.source)} to {language(task.data.target)}",
+        summary=summary(task, log),
+        log=log,
+        facts=facts(model, log),
+        samples=samples,
+        pictures=[picture(task, sample, choice.of(maps[sample])) for sample in maps] if choice else [],
+        choice=str(choice),
+        grid=head_grid(next(iter(maps.values())), marked=choice) if choice else "",
+        model=parts(bare.eval(), **example(bare, length)),
+        memory=memory(bare.train(), **example(bare, length)),
+        length=length,
+        recipe=recipe,
+        commands=commands(run, recipe),
+        versions={name: version(name) for name in ("regard", "torch")} | {"Python": platform.python_version()},
+    )
+    return write_whole(run / "report.html", render(page))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises :class:`DataError` naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; is {path.parent} the folder of a run?") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The objects of a log, one a line; none where there is no log. Raises :class:`DataError` naming the line."""
+    if not path.exists():
+        return []
+    log = []
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            log.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}, line {i}: not valid JSON ({error})") from None
+    return log
+
+
+def translate_some(task: Translate, model: nn.Module) -> list[Sample]:
+    """Some of the held-out pairs, drawn evenly, with the model's translations."""
+    held_out = task.data.splits["test"] or task.data.splits["valid"]
+    pairs = random.Random(0).sample(held_out, min(SAMPLES, len(held_out)))
+    outputs = task.predict(model, [source for source, _ in pairs])
+    return [Sample(source, reference, output) for (source, reference), output in zip(pairs, outputs, strict=True)]
+
+
+def picturesque(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Sample]:
+    """A few samples of a length that a picture can show, the longest first."""
+    sizes = {s: (len(tokenizer.encode(s.source)), len(tokenizer.encode(s.output))) for s in samples}
+    fitting = [sample for sample in sizes if min(sizes[sample]) >= LEAST and max(sizes[sample]) <= MOST]
+    return sorted(fitting, key=lambda sample: sum(sizes[sample]), reverse=True)[:PICTURES]
+
+
+def maps_of(task: Translate, model: nn.Module, sample: Sample) -> dict[str, Tensor]:
+    """The cross-attention maps of one sample alone: what the model reads as it writes its output."""
+    batch = task.batch(task.encode([(sample.source, sample.output)]))
+    del batch["targets"]
+    return cross_maps(attention_maps(model, **batch))
+
+
+def picture(task: Translate, sample: Sample, weights: Tensor) -> Picture:
+    """The map of one sample with its tokens along the sides."""
+    rows, columns = (
+        [*labels(task.tokenizer.pieces(task.tokenizer.encode(text))), "⟨end⟩"] for text in (sample.output, sample.source)
+    )
+    caption = f"{sample.source} → {sample.output}"
+    return Picture(heat_map(weights, rows, columns, about=caption), caption)
+
+
+def best_line(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The validation whose weights were kept; empty where there was none."""
+    validations = [line for line in log if "valid_loss" in line]
+    return max(validations, key=lambda line: (line.get("bleu", 0.0), line["step"]), default={})
+
+
+def facts(model: nn.Module, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The figures at the head of the page."""
+    best = best_line(log)
+    speeds = sorted(speed for _, speed in curve(log, "tokens_per_second"))
+    found = {
+        "Exact match": f"{best['exact_match']:.1%}" if "exact_match" in best else None,
+        "BLEU": f"{best['bleu']:.1f}" if "bleu" in best else None,
+        "Held-out loss": f"{best['valid_loss']:.3f}" if best else None,
+        "Parameters": number(sum(p.numel() for p in model.parameters())),
+        "Training time": duration(log[-1]["seconds"]) if log else None,
+        "Tokens per second": number(speeds[len(speeds) // 2]) if speeds else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def summary(task: Translate, log: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence on what was learned from what."""
+    data = task.data
+    origin = "phrases generated from locale data (Unicode CLDR)" if data.train is None else Path(data.train).name
+    steps = f" in {log[-1]['step']:,} steps" if log else ""
+    return f"Learned from {len(data.splits['train']):,} pairs, {origin},{steps} on {device_name()}."
+
+
+def language(code: str) -> str:
+    """The English name of a language, or the code as it stands where it is none."""
+    from babel import Locale, UnknownLocaleError
+
+    try:
+        return Locale.parse(code, sep="-" if "-" in code else "_").get_display_name("en") or code
+    except (ValueError, UnknownLocaleError):
+        return code
+
+
+def device_name() -> str:
+    """What this machine computes on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"a CPU with {threads} thread{'s' * (threads > 1)}"
+
+
+def commands(run: Path, recipe: Mapping[str, Any]) -> str:
+    """What to type to use the run, and to get it again."""
+    return f"regard predict {run} \"...\"\nregard evaluate {run}\nregard train {run} --out {run}-again"
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file whole or not at all. Raises :class:`DataError` when it cannot be written."""
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+    return path

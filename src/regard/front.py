@@ -1,0 +1,53 @@
+"""What the front door adds to the rooms: a run opened by its folder, to answer texts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from regard import zoo
+from regard.data.tokenize import Tokenizer
+from regard.generate.beam import Beam
+from regard.generate.decode import Pick, greedy
+from regard.tasks.translate import BEAM
+from regard.train.recipe import load_recipe
+
+
+def open_run(run: str | Path) -> tuple[Any, nn.Module]:
+    """The task and the best model of a run's folder.
+
+    Raises:
+        ConfigError: the folder has no readable recipe.json.
+        CheckpointError: its tokenizer or best checkpoint cannot be loaded.
+    """
+    run = Path(run)
+    return load_recipe(run / "recipe.json").data.open(run), zoo.load(run / "best")
+
+
+def tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer saved in the folder of a run or checkpoint. Raises CheckpointError."""
+    return Tokenizer.load(folder)
+
+
+def predict(run: str | Path, texts: Sequence[str], *, beam: int = 4) -> Iterator[str]:
+    """What the run's best model answers to each text, in order, as the answers become known.
+
+    Args:
+        run: the folder of a run.
+        texts: what to answer; for a translation, the sources.
+        beam: hypotheses kept; 1 always takes the likeliest token.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`open_run`.
+        InputError: a text is longer than the model has positions for.
+    """
+    task, model = open_run(run)
+    answers: Iterator[str] = task.predict(model, texts, method(beam))
+    return answers
+
+
+def method(beam: int) -> Pick | Beam:
+    """The search that keeps ``beam`` hypotheses. Raises ConfigError for none."""
+    return greedy if beam == 1 else replace(BEAM, size=beam)

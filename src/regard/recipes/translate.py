@@ -1,0 +1,48 @@
+"""Translation with the 2017 Transformer."""
+
+from regard.models.transformer import TransformerConfig
+from regard.objectives.supervise import Supervise
+from regard.tasks.translate import ParallelText
+from regard.train.recipe import Recipe
+from regard.train.schedule import Schedule, vaswani
+
+
+def translate() -> Recipe:
+    """A small model for two cores; without data it learns phrases, in a few minutes."""
+    return Recipe(
+        model=TransformerConfig(
+            vocab_size=0, embed_dim=256, ffn_dim=1024, num_heads=4, num_encoder_layers=3, num_decoder_layers=3,
+            dropout=0.1,
+        ),
+        data=ParallelText(vocab_size=2000, max_tokens=4096),
+        objective=Supervise(label_smoothing=0.1),
+        schedule=Schedule("inverse_sqrt", lr=2e-3, warmup=400),
+        num_steps=2000,
+        average=0.995,
+        valid_every=200,
+    )  # fmt: skip
+
+
+def translate_base() -> Recipe:
+    """The paper's base model and training (Vaswani et al. 2017, table 3 and section 5); needs accelerators."""
+    return _paper(TransformerConfig(vocab_size=0), num_steps=100_000)
+
+
+def translate_big() -> Recipe:
+    """The paper's big model and training (Vaswani et al. 2017, table 3 and section 5); needs accelerators."""
+    big = TransformerConfig(vocab_size=0, embed_dim=1024, ffn_dim=4096, num_heads=16, dropout=0.3)
+    return _paper(big, num_steps=300_000)
+
+
+def _paper(model: TransformerConfig, num_steps: int) -> Recipe:
+    """Batches of 25,000 source and 25,000 target tokens, and no clipping."""
+    return Recipe(
+        model=model,
+        data=ParallelText(vocab_size=37_000, max_tokens=50_000, num_scored=500),
+        objective=Supervise(label_smoothing=0.1),
+        schedule=vaswani(model.embed_dim),
+        num_steps=num_steps,
+        clip_norm=0.0,
+        average=0.9995,
+        valid_every=2000,
+    )

@@ -1,0 +1,303 @@
+"""Training runs: equal to the loop written out, exact under accumulation, and bit for bit the same after any end."""
+
+import dataclasses
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+import regard
+from regard import zoo
+from regard.core.errors import CheckpointError, InputError, TrainingError
+from regard.core.types import IGNORE
+from regard.models.transformer import TransformerConfig
+from regard.objectives.supervise import Supervise
+from regard.tasks.translate import ParallelText
+from regard.train.fit import Run, accumulate, fit, update_average
+from regard.train.recipe import Recipe, load_recipe, save_recipe
+from regard.train.schedule import Schedule
+
+CPU = torch.device("cpu")
+
+
+def reversals(count, seed):
+    """Digits, and the same digits from the end: a task that needs attention, learnt in seconds."""
+    rng = random.Random(seed)
+    rows = [" ".join(str(rng.randrange(10)) for _ in range(rng.randint(2, 6))) for _ in range(count)]
+    return [f"{row}\t{row[::-1]}\n" for row in rows]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "train.tsv").write_text("".join(reversals(400, 0)))
+    (folder / "valid.tsv").write_text("".join(reversals(20, 1)))
+    return Recipe(
+        model=TransformerConfig(
+            vocab_size=0, embed_dim=16, ffn_dim=32, num_heads=2, num_encoder_layers=1, num_decoder_layers=1,
+            dropout=0.1, max_seq_len=64,
+        ),
+        data=ParallelText(
+            train=str(folder / "train.tsv"), valid=str(folder / "valid.tsv"), vocab_size=300, max_tokens=200, num_scored=4
+        ),
+        schedule=Schedule(lr=0.01, warmup=10),
+        num_steps=12,
+        log_every=3,
+        valid_every=4,
+        average=0.9,
+    )  # fmt: skip
+
+
+def log_of(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+
+
+def same_run(one, two):
+    for name in ("last/training.safetensors", "last/model.safetensors", "best/model.safetensors"):
+        a, b = load_file(one / name), load_file(two / name)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    assert log_of(one) == log_of(two)
+    states = [json.loads((run / "last/training.json").read_text()) for run in (one, two)]
+    for state in states:
+        del state["seconds"], state["log_bytes"]
+        state["window"].pop("seconds", None)
+    assert states[0] == states[1]
+
+
+@pytest.fixture
+def float64():
+    # In float32 the gradient of a key's bias, which is zero, is noise that Adam turns into steps.
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64")
+def test_equals_the_loop_written_out(recipe, tmp_path):
+    recipe = dataclasses.replace(
+        recipe, model=dataclasses.replace(recipe.model, dropout=0.0), average=0.0, clip_norm=0.5, num_steps=8
+    )
+    fit(recipe, tmp_path / "run", quiet=True)
+    task = recipe.data.open()
+    model = zoo.build(task.configure(recipe.model), seed=recipe.seed).train()
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), eps=1e-9)
+    losses, counts = [], []
+    for step, batch in enumerate(islice(task.loader(seed=0, prepare=Supervise().prepare), 8), start=1):
+        targets = batch.pop("targets")
+        logits = model(**batch).logits.flatten(0, 1)
+        loss = F.cross_entropy(logits, targets.flatten(), label_smoothing=0.1, ignore_index=IGNORE)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+        for parameter in model.parameters():
+            parameter.grad *= min(1, 0.5 / norm)
+        optimizer.param_groups[0]["lr"] = 0.01 * step / 10
+        optimizer.step()
+        losses.append(loss.item())
+        counts.append(int((targets != IGNORE).sum()))
+    trained = zoo.load(tmp_path / "run" / "last")
+    for (name, ours), theirs in zip(trained.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+    logged = [line["loss"] for line in log_of(tmp_path / "run") if "loss" in line]
+    means = [
+        sum(loss * count for loss, count in zip(losses[a:b], counts[a:b], strict=True)) / sum(counts[a:b])
+        for a, b in ((0, 3), (3, 6), (6, 8))
+    ]
+    assert logged == pytest.approx(means, rel=1e-9)
+
+
+def test_micro_batches_are_one_batch(recipe):
+    task = recipe.data.open()
+    config = dataclasses.replace(task.configure(recipe.model), dropout=0.0)
+    model = zoo.build(config, seed=0, dtype=torch.float64)
+    examples = task.encode(task.data.splits["train"][:31])
+    split = [task.batch(examples[a:b]) for a, b in ((0, 3), (3, 20), (20, 31))]
+
+    def gradients(batches):
+        model.zero_grad()
+        totals = accumulate(model, recipe.objective, batches, CPU, "float32")
+        return totals, [p.grad / totals["targets"] for p in model.parameters()]
+
+    many, one = gradients(split), gradients([task.batch(examples)])
+    assert many[0] == pytest.approx(one[0], rel=1e-12)
+    for a, b in zip(many[1], one[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_gradients_are_clipped(recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, clip_norm=0.01)
+    task = recipe.data.open()
+    run = Run(dataclasses.replace(recipe, model=task.configure(recipe.model)), task, tmp_path)
+    norms = []
+
+    def measure(optimizer, args, kwargs):
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+
+    run.optimizer.register_step_pre_hook(measure)
+    run.step(iter(run.loader))
+    assert norms == pytest.approx([0.01], rel=1e-4)
+
+
+def test_average_is_the_moving_average(recipe):
+    config = recipe.data.open().configure(recipe.model)
+    average, model = zoo.build(config, seed=0), zoo.build(config, seed=1)
+    expected = [0.75 * a.detach() + 0.25 * b.detach() for a, b in zip(average.parameters(), model.parameters())]
+    update_average(average, model, 0.75)
+    for mean, value in zip(average.parameters(), expected, strict=True):
+        torch.testing.assert_close(mean, value)
+
+
+def test_it_learns(recipe, tmp_path):
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, embed_dim=32, ffn_dim=64, dropout=0.0),
+        data=dataclasses.replace(recipe.data, max_tokens=1000, num_scored=20),
+        schedule=Schedule(lr=0.01, warmup=50),
+        num_steps=400,
+        valid_every=200,
+        average=0.95,
+    )
+    fit(recipe, tmp_path / "run", quiet=True)
+    lines = log_of(tmp_path / "run")
+    assert lines[-1]["exact_match"] >= 0.9
+    task = recipe.data.open(tmp_path / "run")
+    assert list(task.predict(regard.load(tmp_path / "run"), ["1 2 3", "4 0 7 7"])) == ["3 2 1", "7 7 0 4"]
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    fit(recipe, run, quiet=True)
+    return run
+
+
+def test_the_folder_explains_itself(recipe, whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {"recipe.json", "tokenizer.json", "log.jsonl", "best", "last"} <= names
+    resolved = load_recipe(whole / "recipe.json")
+    assert resolved.model.vocab_size == len(recipe.data.open(whole).tokenizer)
+    assert [line["step"] for line in log_of(whole)] == [3, 4, 6, 8, 9, 12, 12]
+    validation = next(line for line in log_of(whole) if "valid_loss" in line)
+    assert {"valid_loss", "valid_nll", "bleu", "chrf", "exact_match"} <= validation.keys()
+
+
+def test_two_runs_are_bit_equal(recipe, whole, tmp_path):
+    fit(recipe, tmp_path / "run", quiet=True)
+    same_run(whole, tmp_path / "run")
+
+
+TRAIN = """
+import sys, time, torch
+from pathlib import Path
+from regard.train import fit as module
+from regard.train.recipe import load_recipe
+torch.set_num_threads(int(sys.argv[4]))
+step = module.Run.step
+def slowly(self, batches):
+    step(self, batches)
+    time.sleep(0.05)
+module.Run.step = slowly
+module.fit(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]), resume=sys.argv[3] == "resume", quiet=True)
+"""
+
+
+def start(recipe_file, run, how):
+    threads = str(torch.get_num_threads())
+    return subprocess.Popen([sys.executable, "-c", TRAIN, str(recipe_file), str(run), how, threads])
+
+
+def wait_for_step(run, step, process):
+    while process.poll() is None:
+        log = run / "log.jsonl"
+        if log.exists() and f'"step": {step},' in log.read_text():
+            return
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_goes_on_bit_for_bit(recipe, whole, tmp_path, number):
+    run = tmp_path / "run"
+    save_recipe(recipe, tmp_path / "recipe.json")
+    for how, step in (("start", 4), ("resume", 8)):
+        process = start(tmp_path / "recipe.json", run, how)
+        wait_for_step(run, step, process)
+        if number == signal.SIGKILL:
+            while step not in {json.loads(t.read_text())["step"] for t in run.glob("last/training.json")}:
+                time.sleep(0.005)
+        process.send_signal(number)
+        assert process.wait() == (-number if number == signal.SIGKILL else 0)
+    fit(load_recipe(run / "recipe.json"), run, resume=True, quiet=True)
+    same_run(whole, run)
+
+
+def test_not_finite_stops_with_the_step(recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, schedule=Schedule("constant", lr=1e38, warmup=0), clip_norm=0.0)
+    with pytest.raises(TrainingError, match=r"step [23]: the loss is"):
+        fit(recipe, tmp_path / "run", quiet=True)
+
+
+def test_a_folder_with_files_is_not_touched(recipe, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TrainingError, match="not empty"):
+        fit(recipe, tmp_path, quiet=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        fit(recipe, tmp_path / "none", resume=True, quiet=True)
+
+
+def test_a_folder_in_use_is_not_touched(recipe, tmp_path):
+    save_recipe(recipe, tmp_path / "recipe.json")
+    process = start(tmp_path / "recipe.json", tmp_path / "run", "start")
+    wait_for_step(tmp_path / "run", 3, process)
+    try:
+        with pytest.raises(TrainingError, match="another process"):
+            fit(recipe, tmp_path / "run", resume=True, quiet=True)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(recipe, tmp_path):
+    run = tmp_path / "run"
+    fit(dataclasses.replace(recipe, num_steps=4), run, quiet=True)
+    before = load_file(run / "last/training.safetensors")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="untouched") as caught:
+            fit(recipe, run, resume=True, quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    after = load_file(run / "last/training.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert fit(recipe, run, resume=True, quiet=True).step == 12
+
+
+def test_the_time_limit_ends_with_a_checkpoint(recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, num_steps=100_000, max_minutes=0.02)
+    progress = fit(recipe, tmp_path / "run", quiet=True)
+    assert 0 < progress.step < 100_000
+    assert json.loads((tmp_path / "run/last/training.json").read_text())["step"] == progress.step
+    assert (tmp_path / "run/best/model.safetensors").exists()
+
+
+def test_a_batch_without_targets_is_an_error(recipe):
+    task = recipe.data.open()
+    model = zoo.build(task.configure(recipe.model), seed=0)
+    batch = task.batch(task.encode([("1", "1")]))
+    batch["targets"] = torch.full_like(batch["targets"], IGNORE)
+    with pytest.raises(InputError, match="no target"):
+        accumulate(model, Supervise(), [batch], CPU, "float32")
