@@ -32,7 +32,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415 - slow to import, and rarely asked for
+        from importlib.metadata import version
 
         return version("regard")
     if name not in _HOMES:

@@ -24,6 +24,7 @@ class Family:
         keymap: the published checkpoint's keys, for a configuration.
         from_hf: published configuration to ours. Raises ConfigError for what we cannot express.
         to_hf: ours to the published one. Raises ConfigError for what it cannot express.
+        tiny: the configuration with small sizes and everything else the same, for the conformance suite.
         sizes: named configurations.
         matrices: how weights of linear layers are drawn.
         embeddings: how tables are drawn.
@@ -36,6 +37,7 @@ class Family:
     keymap: Callable[[Any], Sequence[Rule]]
     from_hf: Callable[[Mapping[str, Any]], Any]
     to_hf: Callable[[Any], dict[str, Any]]
+    tiny: Callable[[Any], Any]
     sizes: Mapping[str, Any] = field(default_factory=dict)
     matrices: Initializer = xavier
     embeddings: Initializer = embedding

@@ -31,20 +31,21 @@ def tokenizer(folder: str | Path) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def predict(run: str | Path, texts: Sequence[str], *, beam: int = 4) -> Iterator[str]:
+def predict(run: str | Path, texts: Sequence[str], *, beam: int = 4, max_tokens: int | None = None) -> Iterator[str]:
     """What the run's best model answers to each text, in order, as the answers become known.
 
     Args:
         run: the folder of a run.
         texts: what to answer; for a translation, the sources.
         beam: hypotheses kept; 1 always takes the likeliest token.
+        max_tokens: of an answer; as the text needs unless given.
 
     Raises:
         ConfigError, CheckpointError: as :func:`open_run`.
         InputError: a text is longer than the model has positions for.
     """
     task, model = open_run(run)
-    answers: Iterator[str] = task.predict(model, texts, method(beam))
+    answers: Iterator[str] = task.predict(model, texts, method(beam), max_tokens)
     return answers
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import regard.models
 from regard.attention.attention import Attention
@@ -74,21 +75,39 @@ def build(
     """
     config = config_of(size)
     family = family_of(config)
-    model = skeleton(family, config, kernel)
     if torch.device(device or "cpu").type == "meta":
-        return model.to(dtype or torch.float32)
-    materialise(model, dtype or torch.float32)
+        return skeleton(family, config, kernel).to(dtype or torch.float32)
+    return fresh(family, config, seed=seed, dtype=dtype or torch.float32, kernel=kernel).to(device or "cpu")
+
+
+def fresh(family: Family, config: Any, *, seed: int, dtype: torch.dtype, kernel: KernelName) -> nn.Module:
+    """A model on the CPU with weights drawn from ``seed``, whatever the global random state, which stays."""
+    model = skeleton(family, config, kernel)
+    materialise(model, dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         initialise(model, matrices=family.matrices, embeddings=family.embeddings)
-    return model.to(device or "cpu")
+    return model
 
 
 def skeleton(family: Family, config: Any, kernel: KernelName) -> nn.Module:
-    """The model without storage, on the meta device. Raises ConfigError."""
+    """The model without storage, on the meta device. Raises ConfigError, also for sizes that no tensor can have."""
     kernel_called(kernel)
-    with torch.device("meta"):
-        return family.build(config, kernel=kernel)
+    try:
+        with torch.device("meta"), _Unfilled():
+            return family.build(config, kernel=kernel)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"this {family.name} cannot be built: {str(error).splitlines()[0]}") from error
+
+
+class _Unfilled(TorchFunctionMode):
+    """Skips initialisation: on meta there are no numbers, and torch takes seconds to import what it needs to say so."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        if func is torch.Tensor.normal_ or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def materialise(model: nn.Module, dtype: torch.dtype) -> None:

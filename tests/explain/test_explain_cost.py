@@ -35,7 +35,12 @@ def test_linear_costs_equal_the_closed_formula(device):
 def test_layers_that_differ_are_not_folded():
     model = Tower()
     model.layers[1] = nn.Linear(8, 8, bias=False)
-    assert [part.name for part in parts(model, x=torch.zeros(1, 8)).parts] == ["layers.0", "layers.1", "layers.2", "last"]
+    assert [part.name for part in parts(model, x=torch.zeros(1, 8)).parts] == [
+        "layers.0",
+        "layers.1",
+        "layers.2",
+        "last",
+    ]
 
 
 def test_attention_flops_equal_the_closed_formula():

@@ -57,7 +57,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     verb, *rest = argv
     if verb == "--version":
-        from importlib.metadata import version  # noqa: PLC0415
+        from importlib.metadata import version
 
         sys.stdout.write(f"regard {version('regard')}\n")
         return 0

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from regard.cli.parser import Parser, positive
@@ -19,16 +20,28 @@ def run(argv: list[str]) -> int:
     parser = Parser("generate", "Write text after a prompt (a decoder), or in answer to one (an encoder-decoder).")
     parser.add_argument("model", metavar="MODEL", help="the folder of a run, or of a checkpoint with its tokenizer")
     parser.add_argument("prompt", nargs="?", help="the text (default: all of standard input)")
-    parser.add_argument("--max-tokens", type=positive, metavar="N", help="at most so many (default: 256, or all places)")
+    parser.add_argument(
+        "--max-tokens", type=positive, metavar="N", help="at most so many (default: 256, or all places)"
+    )
     parser.add_argument("--min-tokens", type=int, default=0, metavar="N", help="at least so many (default: 0)")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = always the likeliest (default)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 = always the likeliest (default)"
+    )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that hold P together")
-    parser.add_argument("--min-p", type=float, metavar="P", help="draw from tokens at least P times as likely as the first")
-    parser.add_argument("--typical", type=float, metavar="P", help="draw from the most typical tokens that hold P together")
+    parser.add_argument(
+        "--min-p", type=float, metavar="P", help="draw from tokens at least P times as likely as the first"
+    )
+    parser.add_argument(
+        "--typical", type=float, metavar="P", help="draw from the most typical tokens that hold P together"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="of the draws (default: 0)")
-    parser.add_argument("--repetition-penalty", type=float, metavar="F", help="make what was written F times less likely")
+    parser.add_argument(
+        "--repetition-penalty", type=float, metavar="F", help="make what was written F times less likely"
+    )
     parser.add_argument("--frequency-penalty", type=float, metavar="F", help="take F off a token for each time it came")
     parser.add_argument("--no-repeat-ngram", type=positive, metavar="N", help="write no N tokens in a row twice")
     args = parser.parse(argv)
@@ -81,7 +94,7 @@ def transforms(args: Namespace) -> list["Transform"]:
     """What the options do to the scores: penalties first, then the temperature, then what is kept."""
     from regard.generate import logits
 
-    asked = [
+    asked: list[tuple[Callable[[Any], Transform], Any]] = [
         (logits.repetition_penalty, args.repetition_penalty),
         (logits.frequency_penalty, args.frequency_penalty),
         (logits.no_repeat_ngram, args.no_repeat_ngram),

@@ -1,23 +1,25 @@
 """Text that comes in line by line, taken as soon as it comes."""
 
-import io
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
 
 from regard.core.errors import DataError
 
 
-def read_lines(stream: BinaryIO, name: str, most: int) -> Iterator[list[str]]:
-    """Lines of ``stream``, in lists of up to ``most``: as many as have come, so that a slow writer is answered at once.
+def read_lines(read: Callable[[int], bytes], name: str, most: int) -> Iterator[list[str]]:
+    """The lines of a stream in lists of up to ``most``: as many as have come, so that a slow writer need not wait.
 
     Endings are dropped; empty lines are kept.
 
+    Args:
+        read: returns what has come, at most so many bytes, and waits only for the first of them.
+        name: what the stream is called, for the error message.
+        most: lines in a list.
+
     Raises:
-        DataError: a line that is not UTF-8, by its number in ``name``.
+        DataError: a line that is not UTF-8, by its number.
     """
     count, rest = 0, b""
-    reader = io.BufferedReader(stream) if isinstance(stream, io.RawIOBase) else stream
-    while chunk := reader.read1(1 << 16):  # type: ignore[attr-defined] - every buffered reader has it
+    while chunk := read(1 << 16):
         *whole, rest = (rest + chunk).split(b"\n")
         for first in range(0, len(whole), most):
             lines = whole[first : first + most]

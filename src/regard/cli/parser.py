@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 def unknown(argument: str, names: Sequence[str], command: str) -> ConfigError:
     """The error for an argument that ``command`` does not take."""
-    name = argument.split("=")[0]
+    name = argument.partition("=")[0]
     if not name.startswith("-"):
         return ConfigError(f"unexpected argument '{argument}' (see '{command} --help')")
     return ConfigError(f"no option '{name}'{did_you_mean(name, names)} (see '{command} --help')")

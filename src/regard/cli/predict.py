@@ -1,8 +1,10 @@
 """``regard predict``: a run's answers to texts, from the command line, a file or standard input."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from regard.cli.lines import read_lines
@@ -17,7 +19,9 @@ def run(argv: list[str]) -> int:
     """Answer each text, in order, as answers become known; an empty line is answered by an empty line."""
     parser = Parser("predict", "Answer texts with a trained run: one line for each, in order.")
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to answer (default: the lines of standard input)")
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="what to answer (default: the lines of standard input)"
+    )
     parser.add_argument("--file", type=Path, metavar="F", help="answer the lines of a file instead")
     parser.add_argument("--beam", type=positive, default=4, metavar="N", help="hypotheses kept (default: 4)")
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="of an answer (default: as the text needs)")
@@ -37,13 +41,13 @@ def run(argv: list[str]) -> int:
 
 
 def windows(args: Namespace) -> Iterator[list[str]]:
-    """The texts to answer, some at a time. Raises DataError for a file that is missing, empty or not UTF-8."""
+    """The texts to answer, some at a time. Raises DataError for a file that is missing or not UTF-8."""
     if args.texts:
         yield args.texts
     elif args.file is None:
-        yield from read_lines(sys.stdin.buffer, "standard input", WINDOW)
+        yield from read_lines(partial(os.read, sys.stdin.fileno()), "standard input", WINDOW)
     elif not args.file.is_file():
         raise DataError(f"{args.file}: no such file")
     else:
-        with args.file.open("rb") as stream:
-            yield from read_lines(stream, str(args.file), WINDOW)
+        with args.file.open("rb", buffering=0) as stream:
+            yield from read_lines(stream.read, str(args.file), WINDOW)

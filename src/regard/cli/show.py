@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regard.cli.parser import Parser, positive
+from regard.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +18,7 @@ def run(argv: list[str]) -> int:
     """Show families, sizes and recipes; or, given one, a model's blocks with shapes, parameters, FLOPs and memory."""
     parser = Parser("show", "Families, sizes and recipes; or what a model is made of and what it costs.")
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a size, or the folder of a checkpoint or run")
-    parser.add_argument("--length", type=positive, default=128, metavar="N", help="tokens a sequence (default: 128)")
+    parser.add_argument("--length", type=positive, metavar="N", help="tokens a sequence (default: up to 128)")
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="sequences at once (default: 1)")
     parser.add_argument("--depth", type=positive, default=3, metavar="N", help="levels of blocks to show (default: 3)")
     args = parser.parse(argv)
@@ -44,14 +45,18 @@ def overview() -> Iterator[str]:
         yield f"  {name:<26}{(recipe.__doc__ or '').splitlines()[0]}"
 
 
-def describe(name: str, length: int, batch: int, depth: int) -> Iterator[str]:
+def describe(name: str, length: int | None, batch: int, depth: int) -> Iterator[str]:
     """A size's or checkpoint's configuration, blocks and cost, on the meta device: nothing is computed."""
     from regard.core.serial import to_json
     from regard.explain.chart import number
     from regard.explain.cost import example, memory, parts
     from regard.explain.page import size
 
-    model = outline(name)
+    model: Any = outline(name)
+    places = model.config.max_seq_len
+    length = min(128, places) if length is None else length
+    if length > places:
+        raise ConfigError(f"--length {length} is more than the {places} positions of {name}")
     inputs = example(model, length, batch)
     whole, held = parts(model.eval(), **inputs), memory(model.train(), **inputs)
     settings = {key: value for key, value in to_json(model.config).items() if value is not None}
@@ -72,12 +77,23 @@ def outline(name: str) -> "nn.Module":
     """The model without its numbers, on the meta device, from a size's name or a folder; in the folder's precision."""
     from regard import zoo
 
-    if not Path(name).exists() and name in zoo.sizes():
-        config: Any = zoo.sizes()[name]
+    if is_size(name):
+        config = zoo.config_of(name)
         return zoo.skeleton(zoo.family_of(config), config, "auto")
-    stored = zoo.load(name)
+    stored: Any = zoo.load(name)
     bare = zoo.skeleton(zoo.family_of(stored.config), stored.config, "auto")
     return bare.to(next(stored.parameters()).dtype)
+
+
+def is_size(name: str) -> bool:
+    """True for a size's name, False for a folder or a hub id; ConfigError for neither."""
+    from regard import zoo
+
+    if "/" in name or Path(name).exists():
+        return False
+    if name not in zoo.sizes():
+        raise ConfigError(f"no size or folder '{name}'{did_you_mean(name, zoo.sizes())}; 'regard show' lists the sizes")
+    return True
 
 
 def tree(whole: "Part", depth: int) -> Iterator[str]:
@@ -93,7 +109,9 @@ def tree(whole: "Part", depth: int) -> Iterator[str]:
         rows.append((f"{stem}{part.name} {kind}" if part.name else kind, shape, own, flops))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for first, *rest in rows:
-        yield "  ".join([f"{first:<{widths[0]}}", *(f"{a:>{w}}" for a, w in zip(rest, widths[1:], strict=True))]).rstrip()
+        yield "  ".join(
+            [f"{first:<{widths[0]}}", *(f"{a:>{w}}" for a, w in zip(rest, widths[1:], strict=True))]
+        ).rstrip()
 
 
 def branches(part: "Part", depth: int, stem: str = "") -> Iterator[tuple[str, "Part"]]:

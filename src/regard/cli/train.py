@@ -25,7 +25,9 @@ def run(argv: list[str]) -> int:
     parser = Parser("train", "Learn a model by a recipe, or resume a run.", add_help=False, epilog=EPILOG)
     parser.add_argument("what", metavar="RECIPE", help="a recipe's name, or the folder of a run to resume or repeat")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="go on where the run in the folder stopped, if there is one")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the run in the folder stopped, if there is one"
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     if argv[:1] in (["-h"], ["--help"]):
         sys.stdout.write(parser.format_help())

@@ -232,9 +232,14 @@ class LanguageModel(Protocol):
 class Text(Protocol):
     """What tasks and generation ask of a tokenizer (see ``regard.data.tokenize``)."""
 
-    pad: int
-    bos: int | None
-    eos: int | None
+    @property
+    def pad(self) -> int: ...
+
+    @property
+    def bos(self) -> int | None: ...
+
+    @property
+    def eos(self) -> int | None: ...
 
     def encode(self, text: str) -> list[int]: ...
 

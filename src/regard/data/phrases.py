@@ -310,14 +310,14 @@ def _number(rng: random.Random, digits: int, places: int) -> Decimal:
 def _keys(kind: str, locale: Locale) -> list[Any]:
     """The names worth knowing, in a fixed order."""
     keys = sorted(_NAMES[kind](locale))
-    if kind == "territory":
-        return [key for key in keys if key not in ("XA", "XB", "ZZ")]  # made up, or unknown
+    if kind == "territory":  # leaving out groups of countries (numbers), and what is made up or unknown
+        return [key for key in keys if key.isalpha() and key not in ("XA", "XB", "ZZ")]
     if kind == "language":
         return [key for key in keys if len(key) == 2]
-    if kind == "currency":  # what one pays with today, nothing historic
+    if kind == "currency":  # today's tender with a sign of its own
         day = date(2025, 1, 1)
         tender = {code for territory in locale.territories for code in get_territory_currencies(str(territory), day)}
-        return [key for key in keys if key in tender]
+        return [key for key in keys if key in tender and locale.currency_symbols.get(key, key) != key]
     return keys
 
 

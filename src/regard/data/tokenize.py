@@ -9,8 +9,10 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from regard.checkpoint.files import replacing, settle
 from regard.core.errors import CheckpointError, ConfigError, InputError
 
+TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -116,20 +118,16 @@ class Tokenizer:
         return pieces
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, in the published layout; each file whole or not at all.
+        """Write tokenizer.json and tokenizer_config.json, in the published layout; both or neither.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            CheckpointError: the folder cannot be written; what was there is untouched.
         """
-        folder = Path(folder)
         config = {f"{role}_token": name for role, name in self._names.items()}
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "tokenizer.json", self._core.to_str(pretty=True))
-            _write(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"{folder}: the tokenizer cannot be saved ({error.strerror})") from None
+        with replacing(Path(folder)) as staged:
+            (staged / TOKENIZER).write_text(self._core.to_str(pretty=True), encoding="utf-8")
+            (staged / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -142,7 +140,8 @@ class Tokenizer:
             CheckpointError: no such file, no readable tokenizer in it, or no telling which token ends a sequence.
         """
         path = Path(path)
-        file = path / "tokenizer.json" if path.is_dir() else path
+        file = path / TOKENIZER if path.is_dir() else path
+        settle(file.parent)
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file; a tokenizer is one tokenizer.json")
         try:
@@ -192,7 +191,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _role_names(core: tokenizers.Tokenizer, folder: Path) -> dict[str, str | None]:
-    stated = _read_object(folder / "special_tokens_map.json") | _read_object(folder / "tokenizer_config.json")
+    stated = _read_object(folder / "special_tokens_map.json") | _read_object(folder / CONFIG)
     special = {token.content for token in core.get_added_tokens_decoder().values() if token.special}
     names: dict[str, str | None] = {}
     for role, (keys, usual) in _ROLES.items():
@@ -227,16 +226,3 @@ def _not_text(texts: Sequence[object]) -> str:
         except UnicodeEncodeError:
             return f"{text!a:.60} (half of a surrogate pair)"
     return "these texts"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -48,8 +48,8 @@ def alignment(weights: Float[Tensor, "Q K"]) -> float:
     """How much a map says about which key belongs to which query, from 0 (nothing) to 1 (one to one).
 
     It is the mutual information of query and key, I = H(mean_q p) - mean_q H(p) with p = p(key | query) and every
-    query equally likely, as a share of its largest value log(min(Q, K)). A blurred map scores 0, and so does a sharp one
-    in which every query looks at the same key, as heads that rest on the end token do.
+    query equally likely, as a share of its largest value log(min(Q, K)). A blurred map scores 0, and so does a sharp
+    one in which every query looks at the same key, as heads that rest on the end token do.
     """
     chance = weights / weights.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     shared = _entropy(chance.mean(dim=0)) - _entropy(chance).mean()
@@ -72,7 +72,7 @@ class Choice:
         return f"{self.path}, " + ("average of all heads" if self.head is None else f"head {self.head}")
 
     def of(self, maps: Mapping[str, Float[Tensor, "B H Q K"]], row: int = 0) -> Float[Tensor, "Q K"]:
-        """This map for one row of the batch. Raises :class:`InputError` for a path or head that is not there."""
+        """The map itself, for one row of the batch. Raises :class:`InputError` for a path or head that is not there."""
         if self.path not in maps:
             raise InputError(f"no attention at '{self.path}'{did_you_mean(self.path, maps)}")
         heads = maps[self.path][row]
@@ -85,9 +85,7 @@ class Choice:
 
 def choices(maps: Mapping[str, Float[Tensor, "B H Q K"]]) -> list[Choice]:
     """The average over heads of every layer, then every head of it."""
-    return [
-        Choice(path, head) for path, weights in maps.items() for head in (None, *range(weights.shape[1]))
-    ]
+    return [Choice(path, head) for path, weights in maps.items() for head in (None, *range(weights.shape[1]))]
 
 
 def sharpest(samples: Iterable[Mapping[str, Float[Tensor, "1 H Q K"]]], *, heads: bool = False) -> Choice:
@@ -133,7 +131,8 @@ def heat_map(weights: Float[Tensor, "Q K"], rows: Sequence[str], columns: Sequen
         if share >= 0.005
     ]
     across = [
-        f'<text transform="translate({left + (k + 0.62) * CELL:.0f} {top - 7:.0f}) rotate(-48)">{escape(_short(name))}</text>'
+        f'<text transform="translate({left + (k + 0.62) * CELL:.0f} {top - 7:.0f}) rotate(-48)">'
+        f"{escape(_short(name))}</text>"
         for k, name in enumerate(columns)
     ]
     down = [

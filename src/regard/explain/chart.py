@@ -24,7 +24,8 @@ def line_chart(
 ) -> str:
     """A figure with one chart of up to three lines and a legend that gives each line's last value.
 
-    The vertical axis covers ``span``, or what the points need. Points that are not finite are left out; a series with more than 400 points is averaged down to that.
+    The vertical axis covers ``span``, or what the points need. Points that are not finite are left out; a series with
+    more than 400 points is averaged down to that.
     """
     series = [Series(one.name, _thin(one.points), one.marked) for one in series]
     series = [one for one in series if one.points]

@@ -41,7 +41,7 @@ class Part:
     times: int = 1
 
     def walk(self, depth: int = 0) -> Iterator[tuple[int, "Part"]]:
-        """This part and all below it with their depth, parents first."""
+        """All parts from here down with their depth, parents first."""
         yield depth, self
         for part in self.parts:
             yield from part.walk(depth + 1)

@@ -84,7 +84,7 @@ def render(page: Page) -> str:
             f"<pre>{escape(page.commands)}</pre><details class='card'><summary>recipe.json</summary>"
             f"<pre>{escape(json.dumps(page.recipe, indent=2, ensure_ascii=False))}</pre></details>",
         ),
-        f"<footer>{' · '.join(f'{escape(name)} {escape(version)}' for name, version in page.versions.items())}</footer>",
+        f"<footer>{escape(' · '.join(map(' '.join, page.versions.items())))}</footer>",
     ]
     style = files("regard.explain").joinpath("report.css").read_text(encoding="utf-8")
     return (
@@ -97,7 +97,7 @@ def render(page: Page) -> str:
 
 
 def curve(log: Log, key: str, times: float = 1.0) -> list[tuple[float, float]]:
-    """The points (step, value) of one quantity of a log, by rising step; a step run again after a resume counts once."""
+    """The points (step, value) of one quantity of a log, by rising step; a step that was run twice counts once."""
     points = {line["step"]: line[key] * times for line in log if isinstance(line.get(key), (int, float))}
     return sorted(points.items())
 
@@ -161,7 +161,8 @@ def _samples(samples: Sequence[Sample]) -> str:
         return ""
     rows = "".join(
         f'<tr><td class="mark {"right" if s.correct else "wrong"}">{"✓" if s.correct else "✗"}</td>'
-        f"<td>{escape(s.source)}</td><td>{escape(s.reference)}</td><td>{marked_changes(s.output, s.reference)}</td></tr>"
+        f"<td>{escape(s.source)}</td><td>{escape(s.reference)}</td>"
+        f"<td>{marked_changes(s.output, s.reference)}</td></tr>"
         for s in samples
     )
     head = "<tr><th></th><th>Source</th><th>Reference</th><th>Model</th></tr>"
@@ -199,8 +200,8 @@ def _attention(page: Page) -> str:
         return ""
     lead = (
         "Each row is a token the model writes, each column a token it reads: the stronger the colour of a cell, "
-        f"the more that token counted. Shown is <code>{escape(page.choice)}</code>, of all layers the one whose map says most about "
-        "which token belongs to which (the mutual information of the two, 0 to 1)."
+        f"the more that token counted. Shown is <code>{escape(page.choice)}</code>, of all layers the one whose map "
+        "says most about which token belongs to which (the mutual information of the two, 0 to 1)."
     )
     maps = "".join(
         f'<figure class="card map">{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>'
@@ -215,18 +216,19 @@ def _model(page: Page) -> str:
         f"{number(page.model.parameters)} parameters. Reading and writing {page.length} tokens takes "
         f"{number(page.model.flops)} FLOPs. Weights take {size(page.memory.weights)}, training them with Adam "
         f"{size(page.memory.training)} and {size(page.memory.activations)} of activations for each such example. "
-        "“× 3” stands for three like layers, with the figures of one."
+        "“&times; 3” stands for three like layers, with the figures of one."
     )
     rows = "".join(_tree_row(depth, part) for depth, part in page.model.walk() if depth <= 3)
-    head = "<tr><th>Part</th><th class='figure'>Output</th><th class='figure'>Parameters</th><th class='figure'>FLOPs</th></tr>"
+    figures = "".join(f'<th class="figure">{name}</th>' for name in ("Output", "Parameters", "FLOPs"))
+    head = f"<tr><th>Part</th>{figures}</tr>"
     return _section("The model", lead, f'<div class="card"><table class="tree">{head}{rows}</table></div>')
 
 
 def _tree_row(depth: int, part: Part) -> str:
-    times = f" × {part.times}" if part.times > 1 else ""
+    times = f" &times; {part.times}" if part.times > 1 else ""
     name = f"{'   ' * depth}{escape(part.name)} " if part.name else ""
     figures: Iterable[str] = (
-        " × ".join(map(str, part.shape)) if part.shape else "",
+        " &times; ".join(map(str, part.shape)) if part.shape else "",
         f"{part.parameters:,}" if part.parameters else "tied" * bool(part.tied),
         number(part.flops) if part.flops else "",
     )

@@ -42,12 +42,12 @@ def write_report(run: str | Path) -> Path:
     if recipe.get("task") != ParallelText.task:
         raise Unsupported(f"{run}: there is no report for the task '{recipe.get('task')}' yet")
     task = from_json(ParallelText, recipe["data"], f"{run / 'recipe.json'}: data").open(run)
-    model = zoo.load(run / "best")
+    model: Any = zoo.load(run / "best")
     samples = translate_some(task, model)
     maps = {sample: maps_of(task, model, sample) for sample in picturesque(task.tokenizer, samples)}
     choice = sharpest(maps.values()) if maps else None
-    bare = zoo.skeleton(zoo.family_of(model.config), model.config, "auto")
-    length = 32
+    bare: Any = zoo.skeleton(zoo.family_of(model.config), model.config, "auto")
+    length = min(32, bare.config.max_seq_len)
     page = Page(
         title=f"Translation from {language(task.data.source)} to {language(task.data.target)}",
         summary=summary(task, log),
@@ -61,7 +61,7 @@ def write_report(run: str | Path) -> Path:
         memory=memory(bare.train(), **example(bare, length)),
         length=length,
         recipe=recipe,
-        commands=commands(run, recipe),
+        commands=commands(run),
         versions={name: version(name) for name in ("regard", "torch")} | {"Python": platform.python_version()},
     )
     return write_whole(run / "report.html", render(page))
@@ -118,7 +118,8 @@ def maps_of(task: Translate, model: nn.Module, sample: Sample) -> dict[str, Tens
 def picture(task: Translate, sample: Sample, weights: Tensor) -> Picture:
     """The map of one sample with its tokens along the sides."""
     rows, columns = (
-        [*labels(task.tokenizer.pieces(task.tokenizer.encode(text))), "⟨end⟩"] for text in (sample.output, sample.source)
+        [*labels(task.tokenizer.pieces(task.tokenizer.encode(text))), "⟨end⟩"]
+        for text in (sample.output, sample.source)
     )
     caption = f"{sample.source} → {sample.output}"
     return Picture(heat_map(weights, rows, columns, about=caption), caption)
@@ -171,9 +172,9 @@ def device_name() -> str:
     return f"a CPU with {threads} thread{'s' * (threads > 1)}"
 
 
-def commands(run: Path, recipe: Mapping[str, Any]) -> str:
+def commands(run: Path) -> str:
     """What to type to use the run, and to get it again."""
-    return f"regard predict {run} \"...\"\nregard evaluate {run}\nregard train {run} --out {run}-again"
+    return f'regard predict {run} "..."\nregard evaluate {run}\nregard train {run} --out {run}-again'
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 class _Room(ModuleType):
     def __call__(self, *args: Any, **options: Any) -> Any:
-        from regard.generate.front import generate  # noqa: PLC0415 - importing a room imports none of its modules
+        from regard.generate.front import generate
 
         return generate(*args, **options)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -480,6 +480,36 @@ def to_hf(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
+def tiny(config: TransformerConfig) -> TransformerConfig:
+    """The same choices at a size for tests. What is one and the same (special tokens, widths of layers) remains so."""
+    special = sorted({config.pad_token, config.bos_token, config.eos_token})
+    encoder, decoder = min(config.num_encoder_layers, 2), min(config.num_decoder_layers, 2)
+    first = config.num_encoder_layers
+    sizes = [config.sizes(i) for i in (*range(encoder), *range(first, first + decoder))]
+    widths = sorted({size.ffn_dim for size in sizes})
+
+    def few(heads: int) -> int:
+        return -(-4 * heads // config.num_heads)
+
+    layers = tuple(
+        LayerSizes(few(size.heads), 24 + 8 * widths.index(size.ffn_dim), few(size.cross_heads)) for size in sizes
+    )
+    return replace(
+        config,
+        vocab_size=32,
+        embed_dim=16,
+        ffn_dim=24,
+        num_heads=4,
+        num_encoder_layers=encoder,
+        num_decoder_layers=decoder,
+        max_seq_len=32,
+        pad_token=special.index(config.pad_token),
+        bos_token=special.index(config.bos_token),
+        eos_token=special.index(config.eos_token),
+        layers=None if config.layers is None else layers,
+    )
+
+
 FAMILY = Family(
     name="transformer",
     model_types=("marian",),
@@ -488,6 +518,7 @@ FAMILY = Family(
     keymap=keymap,
     from_hf=from_hf,
     to_hf=to_hf,
+    tiny=tiny,
     sizes={
         "transformer-base": TransformerConfig(),
         "transformer-big": TransformerConfig(embed_dim=1024, ffn_dim=4096, num_heads=16, dropout=0.3),

@@ -1,5 +1,6 @@
 """Translation: pairs of texts, from files or from the embedded phrase corpus."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +29,7 @@ BEAM = Beam(size=4, length_penalty=0.6)
 """How translations are searched for, as in the paper (Vaswani et al. 2017, section 6.1)."""
 
 EXTRA = 50
-"""How many more tokens a translation may have than its batch's longest source (the same section)."""
+"""How many more tokens a translation may have than its source (the same section)."""
 
 WINDOW = 512
 """How many sources wait for each other, so that those of like length are translated together."""
@@ -52,7 +53,7 @@ class ParallelText:
         target: the language of the targets, likewise.
         tokenizer: a tokenizer.json or its folder; None trains a byte-level BPE on both sides of ``train``.
         vocab_size: of the trained tokenizer.
-        max_len: training pairs with more tokens than this on either side are left out.
+        max_len: training pairs with more tokens than this on either side, the end token included, are left out.
         max_tokens: of a batch: source and target, padding included.
         num_scored: how many validation pairs are translated and scored at each validation.
     """
@@ -189,7 +190,7 @@ class Translate:
             model: an encoder-decoder that learnt with this tokenizer.
             sources: any texts.
             method: how to search: ``greedy``, ``sample(seed)`` or ``Beam(...)``; the paper's beam unless given.
-            max_tokens: of a translation; 50 more than its source has unless given (section 6.1).
+            max_tokens: of a translation; :func:`limit` unless given.
 
         Raises:
             InputError: a source is longer than the model has positions for.
@@ -197,28 +198,28 @@ class Translate:
         for first in range(0, len(sources), WINDOW):
             yield from self._translate(model, sources[first : first + WINDOW], method, max_tokens)
 
-    def _translate(
-        self, model: Any, sources: Sequence[str], method: Pick | Beam, max_tokens: int | None
-    ) -> list[str]:
+    def _translate(self, model: Any, sources: Sequence[str], method: Pick | Beam, max_tokens: int | None) -> list[str]:
         rows = self.tokenizer.encode_batch(sources)
-        room = model.config.max_seq_len - 1
         budget = self.data.max_tokens // (method.size if isinstance(method, Beam) else 1)
+        device = next(model.parameters()).device
+        # Only sources with the same limit go together, so that neighbours change nothing about an answer.
+        limits = [min(max_tokens or limit(len(row) + 1), model.config.max_seq_len - 1) for row in rows]
         outputs = [""] * len(rows)
-        for batch in plan([(len(row) + 1,) for row in rows], budget):
-            inputs = self.sources([rows[i] for i in batch])
-            longest = min(max_tokens or inputs["tokens"].shape[1] + EXTRA, room)
-            start = torch.full((len(batch), 1), self.start)
-            device = next(model.parameters()).device
-            answers = generate(
-                model,
-                start.to(device),
-                inputs={name: value.to(device) for name, value in inputs.items()},
-                method=method,
-                stop=[self.tokenizer.eos],
-                max_tokens=longest,
-            )
-            for i, answer in zip(batch, answers, strict=True):
-                outputs[i] = self.tokenizer.decode(answer.tokens)
+        for most in sorted(set(limits)):
+            same = [i for i, each in enumerate(limits) if each == most]
+            for places in plan([(len(rows[i]) + 1,) for i in same], budget):
+                batch = [same[place] for place in places]
+                inputs = self.sources([rows[i] for i in batch])
+                answers = generate(
+                    model,
+                    torch.full((len(batch), 1), self.start, device=device),
+                    inputs={name: value.to(device) for name, value in inputs.items()},
+                    method=method,
+                    stop=[self.tokenizer.eos],
+                    max_tokens=most,
+                )
+                for i, answer in zip(batch, answers, strict=True):
+                    outputs[i] = self.tokenizer.decode(answer.tokens)
         return outputs
 
     def save(self, folder: Path) -> None:
@@ -226,9 +227,22 @@ class Translate:
         self.tokenizer.save(folder)
 
 
+def limit(length: int) -> int:
+    """How many tokens the translation of ``length`` tokens may have: 50 more than the next multiple of 16."""
+    return math.ceil(length / 16) * 16 + EXTRA
+
+
 def sizes(examples: Sequence[Example]) -> list[tuple[int, int]]:
     """Lengths of source and target in a batch, with the special token that each gets."""
     return [(len(source) + 1, len(target) + 1) for source, target in examples]
+
+
+def metrics() -> dict[str, Any]:
+    """sacreBLEU's corpus metrics by name, as they are unless told otherwise: cased BLEU on 13a tokens, and chrF2."""
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    return {"bleu": BLEU(), "chrf": CHRF()}
 
 
 def score(outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -236,12 +250,6 @@ def score(outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]
 
     :mod:`regard.evaluate.translation` gives the same with signatures.
     """
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-
+    scores = {name: metric.corpus_score(outputs, [references]).score for name, metric in metrics().items()}
     exact = sum(output == reference for output, reference in zip(outputs, references, strict=True))
-    return {
-        "bleu": BLEU().corpus_score(outputs, [references]).score,
-        "chrf": CHRF().corpus_score(outputs, [references]).score,
-        "exact_match": exact / len(references),
-    }
+    return {**scores, "exact_match": exact / len(references)}

@@ -1,0 +1,256 @@
+"""Each verb on a run of the smallest recipe."""
+
+import io
+import json
+import re
+import shutil
+
+import pytest
+import sacrebleu
+import torch
+from safetensors.torch import load_file
+
+import regard
+from regard.cli import main
+from regard.cli.lines import read_lines
+from regard.core.errors import DataError
+from regard.data.source import read_pairs
+from regard.models.transformer import TransformerConfig
+from regard.testing import Failure
+
+
+def printed(capsys, *argv):
+    assert main([*map(str, argv)]) == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys, *argv):
+    assert main([*map(str, argv)]) == 2
+    return capsys.readouterr().err
+
+
+# show ----------------------------------------------------------------------------------------------------------------
+
+
+def test_show_lists_families_sizes_and_recipes(capsys):
+    text = printed(capsys, "show")
+    assert re.search(r"transformer-base +63\.08M parameters", text)
+    assert re.search(r"^  translate +\S", text, re.MULTILINE)
+
+
+def test_show_a_size(capsys):
+    text = printed(capsys, "show", "transformer-base", "--length", 10, "--batch", 2)
+    assert text.startswith("transformer-base: 63,082,496 parameters\n")
+    assert re.search(r"encoder Stack +2 x 10 x 512 +18,914,304 ", text)
+    assert re.search(r"head Head +2 x 10 x 37000 +tied ", text)
+    assert "252 MB of weights" in text
+
+
+def test_show_a_run_is_show_of_its_best_checkpoint(capsys, tiny_run):
+    run, best = (printed(capsys, "show", path, "--depth", 5).splitlines() for path in (tiny_run, tiny_run / "best"))
+    assert run[1:] == best[1:]
+    count = sum(parameter.numel() for parameter in regard.load(tiny_run).parameters())
+    assert run[0].endswith(f": {count:,} parameters")
+    assert any("q Linear" in line for line in run)
+
+
+def test_show_names_the_nearest_size(capsys):
+    assert "did you mean 'transformer-base'" in refusal(capsys, "show", "transformer-bas")
+    assert "more than the 1024 positions" in refusal(capsys, "show", "transformer-base", "--length", 2000)
+
+
+# train ---------------------------------------------------------------------------------------------------------------
+
+
+def test_train_leaves_a_whole_run(tiny_run):
+    names = {path.name for path in tiny_run.iterdir()}
+    assert {"recipe.json", "log.jsonl", "best", "last", "tokenizer.json", "report.html"} <= names
+    assert (tiny_run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["trnaslate"], "no recipe 'trnaslate' (did you mean 'translate'?)"),
+        (["translate", "--data.trian", "x.tsv"], "no option '--data.trian' (did you mean '--data.train'?)"),
+        (["translate", "--num-steps", "many"], "--num-steps: invalid literal for int()"),
+        (["translate", "--data.train", "no.tsv"], "no.tsv: no such file"),
+        (["translate", "--model.num-heads", "7"], "does not divide into 7 heads"),
+    ],
+)
+def test_train_refuses_in_one_line(argv, says, capsys, tmp_path):
+    error = refusal(capsys, "train", *argv, "--out", tmp_path / "run")
+    assert error.count("\n") == 1
+    assert says in error
+
+
+def test_train_shows_the_fields_of_a_recipe(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "translate", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--data.train" in text
+    assert "--model.dropout" in text
+
+
+def test_a_run_can_be_repeated_bit_for_bit_from_its_folder(capsys, tiny_run, tmp_path):
+    assert "add --resume to go on with it, or --out DIR" in refusal(capsys, "train", tiny_run)
+    printed(capsys, "train", tiny_run, "--out", tmp_path / "again", "--quiet")
+    first, again = (load_file(run / "best" / "model.safetensors") for run in (tiny_run, tmp_path / "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_resume_goes_on_only_by_the_runs_own_recipe(capsys, tiny_run, tiny_options, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    before = (run / "log.jsonl").read_text(encoding="utf-8")
+    for argv in ([run], ["translate", *tiny_options, "--out", run]):
+        printed(capsys, "train", *argv, "--resume", "--quiet")
+        assert (run / "log.jsonl").read_text(encoding="utf-8") == before
+    other = refusal(capsys, "train", "translate", *tiny_options, "--seed", 3, "--out", run, "--resume")
+    assert "it has another seed" in other
+    assert "is not empty" in refusal(capsys, "train", "translate", *tiny_options, "--out", run)
+
+
+# predict, generate, evaluate -----------------------------------------------------------------------------------------
+
+
+def test_predict_is_the_same_from_arguments_a_file_and_the_library(capsys, tiny_run, tmp_path):
+    texts = ["one two", "nine four", "zero"]
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(texts), encoding="utf-8")
+    given = printed(capsys, "predict", tiny_run, *texts)
+    assert given.count("\n") == 3
+    assert printed(capsys, "predict", tiny_run, "--file", file) == given
+    assert list(regard.predict(tiny_run, texts)) == given.splitlines()
+
+
+def test_predict_keeps_empty_lines_in_their_place(capsys, tiny_run, tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_bytes(b"\r\none two\n\n\nfive\n")
+    lines = printed(capsys, "predict", tiny_run, "--file", file, "--beam", 1).split("\n")
+    assert [line == "" for line in lines] == [True, lines[1] == "", True, True, lines[4] == "", True]
+    assert [lines[1], lines[4]] == list(regard.predict(tiny_run, ["one two", "five"], beam=1))
+
+
+def test_predict_refuses_what_it_cannot_read(capsys, tiny_run, tmp_path):
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"fine\nnot \xff fine\n")
+    assert f"{bad}, line 2: not UTF-8 text (byte 0xff)" in refusal(capsys, "predict", tiny_run, "--file", bad)
+    assert "none.txt: no such file" in refusal(capsys, "predict", tiny_run, "--file", tmp_path / "none.txt")
+    assert "not both" in refusal(capsys, "predict", tiny_run, "text", "--file", bad)
+
+
+def test_generate_greedily_is_predict_with_a_beam_of_one(capsys, tiny_run):
+    prompt = "three four"
+    written = printed(capsys, "generate", tiny_run, prompt, "--max-tokens", 20)
+    assert written == printed(capsys, "predict", tiny_run, prompt, "--beam", 1, "--max-tokens", 20)
+    assert written == printed(capsys, "generate", tiny_run / "best", prompt, "--max-tokens", 20)
+
+
+def test_generate_draws_by_its_seed(capsys, tiny_run):
+    draw = ["generate", tiny_run, "one", "--temperature", 1.5, "--max-tokens", 12, "--min-tokens", 12, "--seed"]
+    assert printed(capsys, *draw, 1) == printed(capsys, *draw, 1)
+    assert len({printed(capsys, *draw, seed) for seed in range(4)}) > 1
+
+
+def test_generate_reads_standard_input_and_stops_at_a_text(capsys, tiny_run, monkeypatch):
+    draw = ["--temperature", 1.5, "--max-tokens", 20, "--min-tokens", 20]
+    whole = printed(capsys, "generate", tiny_run, "one", *draw)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one"))
+    stop = whole[5:7]
+    assert printed(capsys, "generate", tiny_run, *draw, "--stop", stop) == whole[: whole.index(stop)] + "\n"
+
+
+def test_evaluate_scores_the_runs_own_data_or_a_file(capsys, tiny_run, pairs_file):
+    text = printed(capsys, "evaluate", tiny_run)
+    assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in text
+    assert "of 3 (valid)" in text
+    assert f"of 60 ({pairs_file})" in printed(capsys, "evaluate", tiny_run, "--data", pairs_file, "--beam", 1)
+    assert "no such file" in refusal(capsys, "evaluate", tiny_run, "--data", "none.tsv")
+
+
+def test_evaluate_is_sacrebleu_over_predict(capsys, tiny_run, pairs_file):
+    scores = json.loads(printed(capsys, "evaluate", tiny_run, "--data", pairs_file, "--json"))
+    sources, references = zip(*read_pairs(pairs_file), strict=True)
+    outputs = list(regard.predict(tiny_run, sources))
+    assert scores["bleu"] == sacrebleu.corpus_bleu(outputs, [references]).score
+    assert scores["chrf"] == sacrebleu.corpus_chrf(outputs, [references]).score
+    assert scores["num_examples"] == 60
+
+
+# check ---------------------------------------------------------------------------------------------------------------
+
+
+def test_check_prints_a_line_for_each_check_and_fails_if_one_does(capsys, tiny_run, monkeypatch):
+    lines = printed(capsys, "check", tiny_run, "--sections", "A").splitlines()
+    rows = json.loads(printed(capsys, "check", tiny_run, "--sections", "A", "--json"))
+    assert [line.split()[:2] for line in lines] == [[row["section"], row["name"]] for row in rows]
+    assert {row["status"] for row in rows} <= {"passed", "not applicable"}
+
+    def broken(subject):
+        """Never holds."""
+        raise Failure("off by 3")
+
+    monkeypatch.setattr("regard.testing.check.CHECKS", {"A": (broken,)})
+    assert main(["check", str(tiny_run)]) == 1
+    assert "off by 3" in capsys.readouterr().out
+
+
+def test_check_refuses_in_one_line(capsys, tiny_run):
+    assert "did you mean 'transformer-base'" in refusal(capsys, "check", "transformer-bass")
+    assert "no section 'Z'" in refusal(capsys, "check", tiny_run, "--sections", "Z")
+
+
+# convert -------------------------------------------------------------------------------------------------------------
+
+
+def test_convert_keeps_the_weights_and_the_tokenizer(capsys, tiny_run, tmp_path):
+    printed(capsys, "convert", tiny_run, tmp_path / "half", "--to", "regard", "--dtype", "bfloat16")
+    model, half = regard.load(tiny_run), regard.load(tmp_path / "half")
+    for name, parameter in half.named_parameters():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, model.get_parameter(name).bfloat16())
+    assert regard.tokenizer(tmp_path / "half").encode("one two") == regard.tokenizer(tiny_run).encode("one two")
+
+
+def test_convert_to_the_published_layout_and_back_is_exact(capsys, tmp_path):
+    config = TransformerConfig(
+        vocab_size=20, embed_dim=8, ffn_dim=16, num_heads=2, num_encoder_layers=1, num_decoder_layers=1,
+        position_layout="half", logits_bias=True,
+    )  # fmt: skip
+    regard.save(regard.build(config), tmp_path / "ours")
+    printed(capsys, "convert", tmp_path / "ours", tmp_path / "theirs", "--to", "hf")
+    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["model_type"] == "marian"
+    printed(capsys, "convert", tmp_path / "theirs", tmp_path / "back", "--to", "regard")
+    first, back = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "back"))
+    assert first.keys() == back.keys()
+    assert all(torch.equal(first[name], back[name]) for name in first)
+    assert regard.load(tmp_path / "back").config == config
+
+
+def test_convert_says_what_the_published_layout_cannot_hold(capsys, tiny_run, tmp_path):
+    assert "position_layout" in refusal(capsys, "convert", tiny_run, tmp_path / "hf", "--to", "hf")
+    assert not (tmp_path / "hf" / "model.safetensors").exists()
+
+
+# lines ---------------------------------------------------------------------------------------------------------------
+
+
+def chunked(text, size, most=3):
+    """What read_lines makes of a stream that hands over ``size`` bytes at a time."""
+    stream = io.BytesIO(text)
+    return list(read_lines(lambda limit: stream.read(min(size, limit)), "here", most))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_lines_are_the_same_however_they_come(size):
+    text = "é one\r\n\ntwo\u2028still two\nthree\nfour\nlast".encode()
+    batches = chunked(text, size)
+    assert [line for batch in batches for line in batch] == ["é one", "", "two\u2028still two", "three", "four", "last"]
+    assert all(len(batch) <= 3 for batch in batches)
+
+
+def test_a_line_that_is_not_text_is_named():
+    with pytest.raises(DataError, match="here, line 3: not UTF-8"):
+        chunked(b"a\nb\n\xe9\n", 1000)

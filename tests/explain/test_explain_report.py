@@ -1,0 +1,78 @@
+import json
+import shutil
+
+import pytest
+
+import regard
+from regard.core.errors import DataError, RegardError, Unsupported
+from regard.core.types import Output
+from regard.explain.page import Sample
+from regard.explain.report import language, maps_of, picture, write_report
+from regard.front import open_run
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy of the tiny run that a test may spoil."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    return tmp_path / "run"
+
+
+def test_report_shows_the_run(run):
+    path = write_report(run)
+    assert path == run / "report.html"
+    assert [each.name for each in run.iterdir() if each.name.endswith(".tmp")] == []
+    html = path.read_text(encoding="utf-8")
+    count = sum(parameter.numel() for parameter in regard.load(run).parameters())
+    assert f"{count:,}" in html
+    assert "in 4 steps" in html
+    assert f"regard train {run}" in html
+
+
+def test_report_is_the_same_twice(run):
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_maps_are_the_models_own_for_this_sample(tiny_run):
+    task, model = open_run(tiny_run)
+    sample = Sample("one two", "1 2", "1 2")
+    maps = maps_of(task, model, sample)
+    (source, target) = task.encode([("one two", "1 2")])[0]
+    assert len(maps) == model.config.num_decoder_layers
+    for weights in maps.values():
+        assert weights.shape == (1, model.config.num_heads, len(target) + 1, len(source) + 1)
+        assert weights.sum(dim=-1).allclose(weights.new_ones(()))
+    svg = picture(task, sample, next(iter(maps.values()))[0, 0]).svg
+    assert svg.count("⟨end⟩") >= 2
+    assert isinstance(model(**task.sources([source]), decoder_tokens=task.batch([(source, target)])["decoder_tokens"]), Output)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "says"),
+    [
+        (lambda run: (run / "recipe.json").unlink(), DataError, "recipe.json: no such file; is .* the folder of a run"),
+        (lambda run: (run / "recipe.json").write_text("[]"), DataError, "expected a JSON object, found list"),
+        (lambda run: (run / "log.jsonl").write_text('{"step": 1}\n{"ste'), DataError, "log.jsonl, line 2"),
+        (lambda run: shutil.rmtree(run / "best"), RegardError, "best"),
+    ],
+)
+def test_a_spoilt_run_is_refused_by_name(run, spoil, error, says):
+    spoil(run)
+    with pytest.raises(error, match=says):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_another_task_is_refused(run):
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps(recipe | {"task": "tag"}))
+    with pytest.raises(Unsupported, match="task 'tag'"):
+        write_report(run)
+
+
+def test_languages_by_name():
+    assert [language(code) for code in ("en", "fr", "pt-BR", "de_AT", "klingon!", "x")] == [
+        "English", "French", "Portuguese (Brazil)", "German (Austria)", "klingon!", "x",
+    ]  # fmt: skip
