@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from regard import zoo
@@ -16,14 +17,20 @@ from regard.train.recipe import load_recipe
 
 
 def open_run(run: str | Path) -> tuple[Any, nn.Module]:
-    """The task and the best model of a run's folder.
+    """The task of a run's folder, and its best model on the best device there is.
 
     Raises:
         ConfigError: the folder has no readable recipe.json.
         CheckpointError: its tokenizer or best checkpoint cannot be loaded.
     """
     run = Path(run)
-    return load_recipe(run / "recipe.json").data.open(run), zoo.load(run / "best")
+    task = load_recipe(run / "recipe.json").data.open(run)
+    return task, zoo.load(run / "best", device=default_device())
+
+
+def default_device() -> torch.device:
+    """The accelerator where there is one, as in training; else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def tokenizer(folder: str | Path) -> Tokenizer:

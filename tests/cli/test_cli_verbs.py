@@ -154,11 +154,12 @@ def test_generate_draws_by_its_seed(capsys, tiny_run):
     assert len({printed(capsys, *draw, seed) for seed in range(4)}) > 1
 
 
-def test_generate_reads_standard_input_and_stops_at_a_text(capsys, tiny_run, monkeypatch):
+def test_generate_reads_standard_input_and_stops_at_a_text(capsys, tiny_run, tmp_path, monkeypatch):
     draw = ["--temperature", 1.5, "--max-tokens", 20, "--min-tokens", 20]
     whole = printed(capsys, "generate", tiny_run, "one", *draw)
-    monkeypatch.setattr("sys.stdin", io.StringIO("one"))
     stop = whole[5:7]
+    (tmp_path / "prompt").write_text("one\n")
+    monkeypatch.setattr("sys.stdin", (tmp_path / "prompt").open())
     assert printed(capsys, "generate", tiny_run, *draw, "--stop", stop) == whole[: whole.index(stop)] + "\n"
 
 

@@ -5,7 +5,6 @@ import pytest
 
 import regard
 from regard.core.errors import DataError, RegardError, Unsupported
-from regard.core.types import Output
 from regard.explain.page import Sample
 from regard.explain.report import language, maps_of, picture, write_report
 from regard.front import open_run
@@ -46,7 +45,6 @@ def test_maps_are_the_models_own_for_this_sample(tiny_run):
         assert weights.sum(dim=-1).allclose(weights.new_ones(()))
     svg = picture(task, sample, next(iter(maps.values()))[0, 0]).svg
     assert svg.count("⟨end⟩") >= 2
-    assert isinstance(model(**task.sources([source]), decoder_tokens=task.batch([(source, target)])["decoder_tokens"]), Output)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regard.core.errors import ConfigError, InputError
+from regard.generate.beam import Beam
 from regard.generate.decode import collect, decode, greedy, sample, uniform
 from regard.generate.front import generate
-from regard.generate.logits import force, no_repeat_ngram, repetition_penalty, temperature, top_k, top_p
+from regard.generate.logits import forbid, force, no_repeat_ngram, repetition_penalty, temperature, top_k, top_p
 
 V, STOP = 7, {0, 1}
 prompts = st.lists(st.lists(st.integers(2, V - 1), min_size=1, max_size=5), min_size=1, max_size=5)
@@ -159,6 +160,15 @@ def test_a_token_of_probability_zero_is_never_drawn():
     assert set(drawn.tolist()) == {3, 49}
 
 
+@pytest.mark.parametrize("method", [greedy, sample(0), Beam(size=2)])
+def test_half_precision_logits_are_reckoned_with_in_full(method):
+    table = torch.randn(V, V, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (half,) = generate(Markov(table), torch.tensor([[2]]), method=method, max_tokens=9)
+    (full,) = generate(Markov(table.double()), torch.tensor([[2]]), method=method, max_tokens=9)
+    assert half.tokens == full.tokens
+    assert half.score == pytest.approx(full.score, abs=1e-5)
+
+
 def test_limits_and_finish():
     model, prompt = Recurrent(V), torch.tensor([[2], [3]])
     for each in generate(model, prompt, max_tokens=5):
@@ -168,7 +178,6 @@ def test_limits_and_finish():
     for each in generate(model, prompt, stop=STOP, transforms=[force(0, at=4)], max_tokens=9):
         assert len(each.tokens) <= 4
         assert each.finish == "stop"
-    assert [each.tokens for each in generate(model, prompt, max_tokens=0)] == [[], []]
 
 
 def test_steps_come_one_at_a_time():
@@ -183,10 +192,22 @@ def test_mistakes_are_named():
     model = Recurrent(V)
     with pytest.raises(InputError, match="row 1"):
         generate(model, torch.tensor([[2], [3]]), torch.tensor([[True], [False]]))
-    with pytest.raises(InputError, match="at least one token"):
-        generate(model, torch.empty(1, 0).long())
-    with pytest.raises(ConfigError, match="min_tokens=3"):
-        generate(model, torch.tensor([[2]]), min_tokens=3, max_tokens=2)
+    for shape in ((1, 0), (0, 1)):
+        with pytest.raises(InputError, match="has no token"):
+            generate(model, torch.empty(shape).long())
+    for low, high in ((3, 2), (0, 0), (-1, 5)):
+        with pytest.raises(ConfigError, match=f"min_tokens={low} and max_tokens={high}"):
+            generate(model, torch.tensor([[2]]), min_tokens=low, max_tokens=high)
+
+
+@pytest.mark.parametrize("method", [greedy, sample(0), Beam(size=2)])
+def test_nothing_left_to_say_is_an_error(method):
+    broken = Markov(torch.full((V, V), torch.nan))
+    with pytest.raises(InputError, match="not numbers"):
+        generate(broken, torch.tensor([[2]]), method=method)
+    after_three = forbid([[3, token] for token in range(V)])
+    with pytest.raises(InputError, match=r"(row|sentence) 1: .*forbid every one"):
+        generate(Recurrent(V), torch.tensor([[2], [3]]), method=method, transforms=[after_three], max_tokens=1)
 
 
 @settings(max_examples=20)

@@ -40,7 +40,6 @@ def test_a_batch_by_hand(task):
         "tokens": [[7, 8, 2], [5, 2, 0]],
         "valid": [[True, True, True], [True, True, False]],
         "decoder_tokens": [[1, 9, 0, 0], [1, 6, 4, 3]],
-        "decoder_valid": [[True, True, False, False], [True, True, True, True]],
         "targets": [[9, 2, IGNORE, IGNORE], [6, 4, 3, 2]],
     }
 

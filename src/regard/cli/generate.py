@@ -4,8 +4,10 @@ import inspect
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from regard.cli.lines import standard_input
 from regard.cli.parser import Parser, positive
 from regard.core.errors import ConfigError
 
@@ -48,7 +50,7 @@ def run(argv: list[str]) -> int:
     given = [name for name in SAMPLING if getattr(args, name) is not None]
     if args.temperature == 0 and given:
         raise ConfigError(f"--{given[0].replace('_', '-')} chooses among draws: it needs a --temperature above 0")
-    write(args, sys.stdin.read() if args.prompt is None else args.prompt)
+    write(args, "\n".join(chain(*standard_input(64))) if args.prompt is None else args.prompt)
     return 0
 
 
@@ -58,15 +60,17 @@ def write(args: Namespace, prompt: str) -> None:
 
     from regard import zoo
     from regard.data.tokenize import Tokenizer
+    from regard.front import default_device
     from regard.generate.decode import decode, greedy, sample
     from regard.generate.text import Pieces
 
-    model: Any = zoo.load(args.model)
+    device = default_device()
+    model: Any = zoo.load(args.model, device=device)
     tokenizer = Tokenizer.load(args.model)
     tokens = tokenizer.encode(prompt)
     inputs = {}
     if "decoder_tokens" in inspect.signature(model.forward).parameters:
-        inputs = {"tokens": torch.tensor([[*tokens, tokenizer.eos]])}
+        inputs = {"tokens": torch.tensor([[*tokens, tokenizer.eos]], device=device)}
         tokens = [model.config.bos_token]
     elif tokenizer.bos is not None:
         tokens = [tokenizer.bos, *tokens]
@@ -75,7 +79,7 @@ def write(args: Namespace, prompt: str) -> None:
     pieces = Pieces(tokenizer, args.stop)
     steps = decode(
         model.begin(max_len=len(tokens) + max_tokens, **inputs),
-        torch.tensor([tokens]),
+        torch.tensor([tokens], device=device),
         pick=sample(args.seed or 0) if args.temperature else greedy,
         transforms=transforms(args),
         stop=[tokenizer.eos],

@@ -1,6 +1,9 @@
 """Text that comes in line by line, taken as soon as it comes."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from regard.core.errors import DataError
 
@@ -27,6 +30,11 @@ def read_lines(read: Callable[[int], bytes], name: str, most: int) -> Iterator[l
             count += len(lines)
     if rest:
         yield [_decode(rest, name, count + 1)]
+
+
+def standard_input(most: int) -> Iterator[list[str]]:
+    """The lines of standard input, as :func:`read_lines` has them."""
+    return read_lines(partial(os.read, sys.stdin.fileno()), "standard input", most)
 
 
 def _decode(line: bytes, name: str, number: int) -> str:

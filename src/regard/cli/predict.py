@@ -1,13 +1,11 @@
 """``regard predict``: a run's answers to texts, from the command line, a file or standard input."""
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from regard.cli.lines import read_lines
+from regard.cli.lines import read_lines, standard_input
 from regard.cli.parser import Parser, positive
 from regard.core.errors import ConfigError, DataError
 
@@ -45,7 +43,7 @@ def windows(args: Namespace) -> Iterator[list[str]]:
     if args.texts:
         yield args.texts
     elif args.file is None:
-        yield from read_lines(partial(os.read, sys.stdin.fileno()), "standard input", WINDOW)
+        yield from standard_input(WINDOW)
     elif not args.file.is_file():
         raise DataError(f"{args.file}: no such file")
     else:

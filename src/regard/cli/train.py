@@ -11,6 +11,7 @@ from regard.core.errors import ConfigError
 if TYPE_CHECKING:
     from regard.train.recipe import Recipe
 
+USAGE = "regard train RECIPE [--FIELD VALUE ...] [--out DIR] [--resume] [--quiet]"
 EPILOG = """\
 'regard train RECIPE --help' shows the fields of a recipe, such as --data.train FILE or --model.dropout P; 'regard show'
 lists the recipes. DIR gets recipe.json, log.jsonl, the checkpoints best/ and last/, and report.html.
@@ -22,7 +23,7 @@ FROM_DATA = {f"model.{name}" for name in ("vocab_size", "pad_token", "bos_token"
 
 def run(argv: list[str]) -> int:
     """Train, then write the report; 130 if interrupted on the way."""
-    parser = Parser("train", "Learn a model by a recipe, or resume a run.", add_help=False, epilog=EPILOG)
+    parser = Parser("train", "Learn a model by a recipe, or resume a run.", usage=USAGE, add_help=False, epilog=EPILOG)
     parser.add_argument("what", metavar="RECIPE", help="a recipe's name, or the folder of a run to resume or repeat")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the run (default: runs/RECIPE)")
     parser.add_argument(
@@ -33,6 +34,8 @@ def run(argv: list[str]) -> int:
         sys.stdout.write(parser.format_help())
         return 0
     args, fields = parser.parse_known_args(argv)
+    if {"-h", "--help"} & set(fields):
+        sys.stdout.write(parser.format_usage() + "\n")  # the recipe's own help follows
     recipe, out = plan(args, fields)
 
     from regard.explain.report import write_report

@@ -25,9 +25,12 @@ Batch = dict[str, Tensor]
 """What a model is called with, by keyword (tokens, valid, decoder_tokens, ...), plus ``targets`` in training."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Index:
     """Where each token stands: its order in the row (for masks and caches) and its coordinates (for positions).
+
+    Never changed once made. (It is not declared frozen because torch.compile hashes frozen dataclasses by their fields;
+    here each index is itself and no other.)
 
     Order counts the real tokens of a row from 0, wherever padding lies; -1 marks padding, which nothing may
     attend to. So the same row gives the same answer alone, in a batch, and padded on either side.

@@ -277,7 +277,7 @@ def _categories(source: Locale, target: Locale) -> list[_Category]:
             "relative", 4, _shuffled(product(_SECONDS, [*range(-99, 0), *range(1, 100)])), _RELATIVE, taught=_few
         ),
         _Category("duration", 5, _drawn(_draw_duration), [_duration("long"), _duration("short")]),
-        _Category("number", 6, _drawn(lambda rng: (_number(rng, 6, 2),)), [_decimal]),
+        _Category("number", 6, _drawn(lambda rng: (_number(rng, 5, 2),)), [_decimal]),
         _Category("percent", 3, _drawn(lambda rng: (_number(rng, 3, 1),)), [_percent]),
         _Category("compact", 4, _drawn(_draw_compact), [_compact("long"), _compact("short")]),
         _Category("currency", 10, _drawn(lambda rng: _draw_amount(rng, currencies)), _CURRENCY, taught=_few),

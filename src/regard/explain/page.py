@@ -207,7 +207,10 @@ def _attention(page: Page) -> str:
         f'<figure class="card map">{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>'
         for picture in page.pictures
     )
-    grid = f'<details class="card"><summary>Every layer and head, for the first of them</summary>{page.grid}</details>'
+    grid = (
+        '<details class="card"><summary>Every layer and head for the first of them, each with its information</summary>'
+        f"{page.grid}</details>"
+    )
     return _section("What it looks at", lead, f'<div class="maps">{maps}</div>{grid}')
 
 

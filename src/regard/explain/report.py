@@ -1,6 +1,7 @@
 """The report of a run: what it learned, how it got there, what it looks at, and how to repeat it, as one HTML page."""
 
 import json
+import math
 import os
 import platform
 import random
@@ -102,10 +103,11 @@ def translate_some(task: Translate, model: nn.Module) -> list[Sample]:
 
 
 def picturesque(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Sample]:
-    """A few samples of a length that a picture can show, the longest first."""
+    """A few samples of lengths that a picture can show, from the longest down to the shortest."""
     sizes = {s: (len(tokenizer.encode(s.source)), len(tokenizer.encode(s.output))) for s in samples}
     fitting = [sample for sample in sizes if min(sizes[sample]) >= LEAST and max(sizes[sample]) <= MOST]
-    return sorted(fitting, key=lambda sample: sum(sizes[sample]), reverse=True)[:PICTURES]
+    fitting.sort(key=lambda sample: sum(sizes[sample]), reverse=True)
+    return fitting[:: math.ceil(len(fitting) / PICTURES) or 1]
 
 
 def maps_of(task: Translate, model: nn.Module, sample: Sample) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from regard.core.errors import ConfigError, InputError
 from regard.core.types import Decoding
-from regard.generate.decode import Generated, align, check_limits, last
+from regard.generate.decode import NOTHING_LEFT, Generated, align, check_limits, last
 from regard.generate.logits import Transform, apply, suppress
 
 Words = Sequence[Sequence[int]]
@@ -115,32 +115,28 @@ def beam_search(
     answers: list[list[Generated]] = [[] for _ in range(len(prompt))]
 
     for count in range(1, max_tokens + 1):
-        rule = _Rule(
-            beam, count, max_tokens, stops, [*transforms, suppress(stop)] if count <= min_tokens else transforms
-        )
+        active = [*transforms, suppress(stop)] if count <= min_tokens else transforms
+        rule = _Rule(beam, count, max_tokens, stops, active)
         searches, parents = _advance(searches, logits, phrases, rule)
-        done = torch.stack([search.done for search in searches]).all(dim=0)
-        if count == max_tokens or bool(done.any()):
-            ended = done.new_ones(len(done)) if count == max_tokens else done
-            for sentence, found in zip(
-                sentences[ended].tolist(), _best(searches, ended, stops, history.shape[1]), strict=True
-            ):
+        over = torch.stack([search.done for search in searches]).all(dim=0) | (count == max_tokens)
+        live = (~over).nonzero()[:, 0]
+        if len(live) < len(over):
+            finished = _best(searches, over, stops, history.shape[1])
+            for sentence, found in zip(sentences[over].tolist(), finished, strict=True):
                 answers[sentence] = found[:best]
-            live = (~ended).nonzero()[:, 0]
             if len(live) == 0:
                 break
             sentences, parents = sentences[live], parents[live]
             searches = [search.of(live) for search in searches]
             phrases = None if phrases is None else phrases.of(live)
-        else:
-            live = torch.arange(len(sentences), device=device)
-        _reorder(decoding, (live[:, None] * logits.shape[1] + parents).flatten(), len(logits) * logits.shape[1])
+        held = logits.shape[1]
+        _reorder(decoding, (live[:, None] * held + parents).flatten(), before=len(over) * held)
         tokens = torch.cat([search.open.tokens[:, :, -1] for search in searches], dim=1)
         logits = decoding.feed(tokens.view(-1, 1)).view(len(live), beam.size, -1)
 
     for sentence, found in enumerate(answers):
         if not found:
-            raise InputError(f"sentence {sentence}: nothing within {max_tokens} tokens meets the constraints")
+            raise InputError(f"sentence {sentence}: no answer of {max_tokens} tokens or fewer: {NOTHING_LEFT}")
     return answers
 
 
@@ -279,7 +275,7 @@ class _Phrases:
 
     def next(self, progress: Int[Tensor, "L n P"]) -> Int[Tensor, "L n P"]:
         """The token that takes each phrase one further; -1 where it is complete."""
-        return self.wanted[:, None].expand(-1, progress.shape[1], -1, -1).gather(3, progress[..., None])[..., 0]
+        return self.wanted[(*self._places(progress), progress)]
 
     def advance(self, progress: Int[Tensor, "L n P"], tokens: Int[Tensor, "L n"]) -> Int[Tensor, "L n P"]:
         """The progress after one more token."""
@@ -287,17 +283,15 @@ class _Phrases:
             return progress
         place = torch.searchsorted(self.symbols, tokens).clamp(max=len(self.symbols) - 1)
         symbol = torch.where(self.symbols[place] == tokens, place, len(self.symbols))
-        L, n, P = progress.shape
-        rows = (
-            self.after[:, None]
-            .expand(-1, n, -1, -1, -1)
-            .gather(3, progress[..., None, None].expand(-1, -1, -1, 1, len(self.symbols) + 1))
-        )
-        return rows[:, :, :, 0].gather(3, symbol[:, :, None, None].expand(L, n, P, 1))[..., 0]
+        return self.after[(*self._places(progress), progress, symbol[..., None])]
 
     def complete(self, progress: Int[Tensor, "L n P"]) -> Bool[Tensor, "L n"]:
         """Whether every phrase has been written."""
         return (progress == self.length[:, None]).all(dim=2)
+
+    def _places(self, progress: Tensor) -> tuple[Tensor, Tensor]:
+        sentence, phrase = (torch.arange(size, device=progress.device) for size in self.length.shape)
+        return sentence[:, None, None], phrase
 
 
 def _overlap(phrase: Sequence[int], written: Sequence[int]) -> int:
@@ -450,8 +444,6 @@ def _gather(values: Tensor, index: Int[Tensor, "L m"]) -> Tensor:
 
 def _check(beam: Beam, best: int, words: Sequence[Words] | None, batch: int, min_tokens: int, max_tokens: int) -> None:
     check_limits(min_tokens, max_tokens)
-    if max_tokens < 1:
-        raise ConfigError("beam search needs max_tokens of at least 1")
     if not 1 <= best <= beam.size:
         raise ConfigError(f"best={best}: a beam of size {beam.size} has between 1 and {beam.size} answers")
     if words is None:

@@ -5,6 +5,7 @@ Rows finish independently, and a finished row leaves the computation, so that co
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from regard.core.errors import ConfigError, InputError
 from regard.core.types import Decoding
 from regard.generate.logits import Transform, apply, suppress
+
+NOTHING_LEFT = "transforms forbid every one, or the model's scores are not numbers"
 
 Finish = Literal["stop", "length"]
 """Why writing ended: at a stop token (or stop string), or because ``max_tokens`` were written."""
@@ -115,18 +118,22 @@ def decode(
         max_tokens: how many it writes at most.
 
     Raises:
-        InputError: a row of the prompt has no token.
+        InputError: a row of the prompt has no token, or none can follow: transforms forbid all, or scores are NaN.
         ConfigError: the limits contradict each other.
     """
     check_limits(min_tokens, max_tokens)
     tokens = align(prompt, valid)
     rows = torch.arange(len(prompt), device=prompt.device)
     stops = torch.tensor(sorted(stop), device=prompt.device, dtype=torch.long)
-    logits = last(decoding.feed(prompt, valid), valid) if max_tokens else None
+    logits = last(decoding.feed(prompt, valid), valid)
     for count in range(max_tokens):
-        assert logits is not None
         active = [*transforms, suppress(stop)] if count < min_tokens else transforms
-        new = pick(apply(active, tokens, logits), rows, count)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        shaped = apply(active, tokens, logits)
+        new = pick(shaped, rows, count)
+        possible = shaped.gather(1, new[:, None])[:, 0] > -inf
+        if not bool(possible.all()):
+            raise InputError(f"row {int(rows[~possible][0])}: no token can follow: {NOTHING_LEFT}")
         logprobs = logits.gather(1, new[:, None])[:, 0] - logits.logsumexp(dim=1)
         step = Step(rows, new, logprobs, torch.isin(new, stops))
         if until is not None:
@@ -158,9 +165,9 @@ def collect(steps: Iterable[Step], batch: int) -> list[Generated]:
 
 
 def align(prompt: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None) -> Int[Tensor, "B S"]:
-    """The prompt as tokens so far: real tokens at the right, -1 before them. Raises InputError for an empty row."""
-    if prompt.shape[1] == 0:
-        raise InputError("a prompt needs at least one token: begin with the model's start token")
+    """The prompt as tokens so far: real tokens at the right, -1 before them. Raises InputError where there is none."""
+    if prompt.numel() == 0:
+        raise InputError(f"a prompt of shape {tuple(prompt.shape)} has no token: begin with the model's start token")
     if valid is None:
         return prompt
     empty = (~valid.any(dim=1)).nonzero()[:, 0].tolist()
@@ -179,16 +186,16 @@ def last(logits: Float[Tensor, "B S V"], valid: Bool[Tensor, "B S"] | None) -> F
 
 
 def check_limits(min_tokens: int, max_tokens: int) -> None:
-    """Raises ConfigError unless 0 <= min_tokens <= max_tokens."""
-    if not 0 <= min_tokens <= max_tokens:
+    """Raises ConfigError unless 0 <= min_tokens <= max_tokens, and there is something to write."""
+    if not 0 <= min_tokens <= max_tokens or max_tokens < 1:
         raise ConfigError(f"min_tokens={min_tokens} and max_tokens={max_tokens} leave no length to write")
 
 
 def _inverse_cdf(logits: Tensor, at: Tensor) -> Tensor:
     # Summed in float64: over a large vocabulary float32 would lose the rarest tokens.
     mass = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    # From the right: a token of probability zero adds no mass and is never met.
-    return torch.searchsorted(mass, at[:, None] * mass[:, -1:], right=True)[:, 0]
+    # From the right: a token of probability zero adds no mass and is never met. Past the end lies only NaN.
+    return torch.searchsorted(mass, at[:, None] * mass[:, -1:], right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
 def _mix(z: Tensor) -> Tensor:

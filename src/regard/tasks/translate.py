@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from regard.blocks.packed import pack
 from regard.core.errors import ConfigError, DataError
 from regard.core.types import IGNORE, Batch
 from regard.data.collate import pad
@@ -141,14 +142,17 @@ class Translate:
         return {"tokens": tokens, "valid": torch.arange(tokens.shape[1]) < lengths[:, None]}
 
     def batch(self, examples: Sequence[Example]) -> Batch:
-        """Sources, and targets shifted: the decoder reads start, t1, t2 ... and is to say t1, t2 ... end."""
+        """Sources, and targets shifted: the decoder reads start, t1, t2 ... and is to say t1, t2 ... end.
+
+        The decoder is not told of its padding: it lies behind every target, where no causal query sees it, and
+        without it attention takes its fastest way.
+        """
         targets = [target for _, target in examples]
         decoder_tokens = pad([[self.start, *target] for target in targets], self.tokenizer.pad)
         said = pad([[*target, self.tokenizer.eos] for target in targets], IGNORE)
         return {
             **self.sources([source for source, _ in examples]),
             "decoder_tokens": decoder_tokens,
-            "decoder_valid": said != IGNORE,
             "targets": said,
         }
 
@@ -195,8 +199,9 @@ class Translate:
         Raises:
             InputError: a source is longer than the model has positions for.
         """
+        packed = pack(model)
         for first in range(0, len(sources), WINDOW):
-            yield from self._translate(model, sources[first : first + WINDOW], method, max_tokens)
+            yield from self._translate(packed, sources[first : first + WINDOW], method, max_tokens)
 
     def _translate(self, model: Any, sources: Sequence[str], method: Pick | Beam, max_tokens: int | None) -> list[str]:
         rows = self.tokenizer.encode_batch(sources)

@@ -193,7 +193,7 @@ def accumulate(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = objective.loss(model, to(batch, device))
         loss.sum.backward()
-        tokens = torch.stack([value.sum() for value in batch.values() if value.dtype == torch.bool]).sum()
+        tokens = batch["valid"].sum() + loss.count
         sums = {"loss": loss.sum.detach(), "targets": loss.count, "tokens": tokens, **loss.parts}
         totals = {name: totals.get(name, 0) + float(value) for name, value in sums.items()}
     return totals

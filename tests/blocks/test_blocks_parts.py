@@ -1,0 +1,160 @@
+"""Norms, feed-forwards, residual slots, stochastic depth and initialisation, against torch and their formulas."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regard.blocks.embed import Embedding, Head
+from regard.blocks.feedforward import ACTIVATIONS, FeedForward, MixtureOfExperts, load_balance
+from regard.blocks.init import he, initialise, normal, truncated_normal, xavier
+from regard.blocks.norm import BatchNorm, RMSNorm, ScaleNorm
+from regard.blocks.residual import Block, DropPath, Residual, branch
+from regard.core.errors import ConfigError
+from regard.core.types import Context, Index
+
+E, FF = 8, 12
+
+
+def x(*shape: int) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(*(shape or (2, 5, E)), dtype=torch.float64)
+
+
+def ctx() -> Context:
+    return Context(Index.count(5))
+
+
+def test_rms_norm_equals_torchs() -> None:
+    ours, theirs = RMSNorm(E, 1e-6).double(), nn.RMSNorm(E, 1e-6).double()
+    torch.testing.assert_close(ours(x()), theirs(x()), rtol=0, atol=1e-12)
+
+
+def test_scale_norm_gives_vectors_of_one_length() -> None:
+    torch.testing.assert_close(ScaleNorm(E).double()(x()).norm(dim=-1), torch.full((2, 5), E**0.5).double())
+
+
+def test_batch_norm_normalises_each_feature_over_all_places() -> None:
+    out = BatchNorm(E).double().train()(x())
+    torch.testing.assert_close(out.flatten(0, 1).mean(0), torch.zeros(E).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(out.flatten(0, 1).var(0, correction=0), torch.ones(E).double(), rtol=0, atol=1e-4)
+
+
+def test_norms_of_bfloat16_take_their_statistics_in_float32() -> None:
+    wide = x(2, 5, 64).float() * 30
+    for norm in (RMSNorm(64), ScaleNorm(64)):
+        error = (norm(wide.bfloat16()).float() - norm(wide.bfloat16().float())).abs().max()
+        assert error < 2**-8 * 8, "only the result is rounded"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_feed_forward_is_its_formula(activation: str, gated: bool) -> None:
+    ffn = FeedForward(E, FF, activation=activation, gated=gated).double()
+    act = ACTIVATIONS[activation]
+    up = F.linear(x(), ffn.up.weight, ffn.up.bias)
+    inner = act(F.linear(x(), ffn.gate.weight, ffn.gate.bias)) * up if ffn.gate is not None else act(up)
+    torch.testing.assert_close(ffn(x()), F.linear(inner, ffn.down.weight, ffn.down.bias), rtol=0, atol=1e-12)
+
+
+def test_experts_are_weighted_by_the_router() -> None:
+    torch.manual_seed(1)
+    moe = MixtureOfExperts(E, 4, 2, lambda: FeedForward(E, FF)).double()
+    out = moe(x())
+    chance = moe.router(x()).softmax(-1)
+    for row, place in ((0, 0), (1, 4)):
+        best = chance[row, place].topk(2)
+        share = best.values / best.values.sum()
+        expected = sum(w * moe.experts[int(i)](x()[row, place]) for w, i in zip(share, best.indices, strict=True))
+        torch.testing.assert_close(out[row, place], expected, rtol=0, atol=1e-6)  # the router's softmax is float32
+
+
+def test_one_expert_is_a_feed_forward() -> None:
+    moe = MixtureOfExperts(E, 1, 1, lambda: FeedForward(E, FF)).double()
+    torch.testing.assert_close(moe(x()), moe.experts[0](x()), rtol=0, atol=1e-12)
+
+
+def test_load_balance_is_one_when_balanced_and_grows_when_not() -> None:
+    even = torch.eye(4).repeat(8, 1) * 1e-3
+    assert load_balance(even, 1).item() == pytest.approx(1, abs=1e-3)
+    assert load_balance(torch.tensor([[9.0, 0, 0, 0]]).repeat(8, 1), 1).item() > 3.9
+
+
+def test_more_choices_than_experts_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 to 2 experts, not 3"):
+        MixtureOfExperts(E, 2, 3, lambda: FeedForward(E, FF))
+
+
+def test_slots_of_a_residual_are_pre_post_and_sandwich_norm() -> None:
+    ffn, norm, other = FeedForward(E, FF).double(), nn.LayerNorm(E).double(), RMSNorm(E).double()
+    post, pre = Residual(ffn, after=norm), Residual(ffn, before=norm)
+    sandwich = Residual(ffn, before=norm, branch=branch(norm=other))
+    torch.testing.assert_close(post(x(), ctx()), norm(x() + ffn(x())))
+    torch.testing.assert_close(pre(x(), ctx()), x() + ffn(norm(x())))
+    torch.testing.assert_close(sandwich(x(), ctx()), x() + other(ffn(norm(x()))))
+    both = Block(first=post, second=pre)
+    torch.testing.assert_close(both(x(), ctx()), pre(post(x(), ctx()), ctx()))
+
+
+def test_drop_path_drops_whole_rows_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop = DropPath(0.25).train()
+    out = drop(torch.ones(20_000, 3))
+    assert set(out.sum(-1).unique().tolist()) == {0.0, 4.0}
+    assert out.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(drop.eval()(out), out)
+
+
+def test_embeddings_are_scaled_and_padding_learns_nothing_from_look_ups() -> None:
+    embed = Embedding(10, E, scale=3.0, pad_token=2)
+    tokens = torch.tensor([[1, 2, 3]])
+    out = embed(tokens, Index.count(3))
+    torch.testing.assert_close(out, embed.weight[tokens] * 3)
+    out.sum().backward()
+    assert embed.weight.grad is not None
+    assert embed.weight.grad[2].abs().sum() == 0
+    assert embed.weight.grad[1].abs().sum() > 0
+
+
+def test_a_fixed_bias_is_added_and_not_trained() -> None:
+    head = Head(10, E, fixed_bias=True)
+    assert head.bias is not None
+    head.bias += 1
+    torch.testing.assert_close(head(torch.zeros(1, E)), torch.ones(1, 10))
+    assert [name for name, _ in head.named_parameters()] == ["weight"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "std", "bound"),
+    [
+        (xavier, (2 / (300 + 200)) ** 0.5, (6 / 500) ** 0.5),
+        (he, (2 / 200) ** 0.5, None),
+        (normal(0.02), 0.02, None),
+        (truncated_normal(0.02), 0.0176, 0.04),
+    ],
+    ids=["xavier", "he", "normal", "truncated"],
+)
+def test_initialisers_have_their_papers_statistics(scheme, std: float, bound: float | None) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    weight = torch.empty(300, 200)
+    scheme(weight)
+    assert weight.std().item() == pytest.approx(std, rel=0.02)
+    assert weight.mean().item() == pytest.approx(0, abs=std / 50)
+    if bound is not None:
+        assert weight.abs().max() <= bound * 1.001
+
+
+def test_initialise_fills_every_tensor_by_role() -> None:
+    model = nn.ModuleDict(
+        {"ffn": FeedForward(E, FF), "norm": RMSNorm(E), "layer": nn.LayerNorm(E), "head": Head(30, E, fixed_bias=True)}
+    )
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(float("nan"))
+    torch.manual_seed(0)
+    initialise(model)
+    state = model.state_dict()
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    assert all(not tensor.any() for name, tensor in state.items() if name.endswith("bias"))
+    assert torch.equal(state["norm.weight"], torch.ones(E))
+    assert torch.equal(state["layer.weight"], torch.ones(E))
