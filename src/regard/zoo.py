@@ -209,7 +209,7 @@ def read_config(folder: Path) -> tuple[Family, Any, bool]:
     value = read_json(path)
     if not isinstance(value, dict) or not ("family" in value or "model_type" in value):
         raise ConfigError(f"{path}: says neither 'family' nor 'model_type', so it is no model's configuration")
-    if value.get("family") in families():
+    if str(value.get("family")) in families():
         if value.get("format") != FORMAT:
             raise ConfigError(f"{path}: has format {value.get('format')}, this version reads {FORMAT}")
         family = families()[value["family"]]

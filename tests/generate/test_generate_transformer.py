@@ -9,18 +9,25 @@ from regard.generate.decode import greedy, sample
 from regard.generate.front import generate
 from regard.models.transformer import Transformer, TransformerConfig
 
-STOP = (2, 3, 4)
+STOP = range(2, 12)
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     config = TransformerConfig(
-        vocab_size=40, embed_dim=16, ffn_dim=32, num_heads=2, num_encoder_layers=1, num_decoder_layers=2, max_seq_len=64
+        vocab_size=40,
+        embed_dim=16,
+        ffn_dim=32,
+        num_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+        tie_head=False,
     )
     model = Transformer(config).double().eval()
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
     return model
 
 
@@ -44,7 +51,7 @@ METHODS = [greedy, sample(5), Beam(size=1), Beam(size=4, length_penalty=0.6), Be
 def test_cached_equals_uncached_and_alone(model, method):
     lengths = torch.tensor([5, 9, 1, 7, 3])
     valid = torch.arange(9) < lengths[:, None]
-    tokens = torch.randint(5, 40, (5, 9), generator=torch.Generator().manual_seed(2)) * valid
+    tokens = torch.randint(1, 40, (5, 9), generator=torch.Generator().manual_seed(2)) * valid
     options = {"method": method, "stop": STOP, "max_tokens": 20}
     start = torch.ones(5, 1, dtype=torch.long)
     cached = generate(model, start, inputs={"tokens": tokens, "valid": valid}, **options)
@@ -53,7 +60,7 @@ def test_cached_equals_uncached_and_alone(model, method):
     for one, other in zip(cached, uncached, strict=True):
         assert (one.tokens, one.finish) == (other.tokens, other.finish)
         assert one.score == pytest.approx(other.score, abs=1e-9)
-    if method in (METHODS[1],):  # alone, a row would have the first row's seed
+    if method is METHODS[1]:  # alone, a row would have the first row's seed
         return
     for row, length in enumerate(lengths.tolist()):
         (alone,) = generate(model, start[:1], inputs={"tokens": tokens[row : row + 1, :length]}, **options)

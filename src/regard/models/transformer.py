@@ -106,6 +106,10 @@ class TransformerConfig:
     layers: tuple[LayerSizes, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("embed_dim", "ffn_dim", "num_heads", "num_encoder_layers", "num_decoder_layers", "max_seq_len"):
+            most = 10_000 if name.endswith("layers") else 2**31
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} must lie between 1 and {most:,}, not {getattr(self, name)}")
         if self.embed_dim % self.num_heads:
             raise ConfigError(f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads")
         if self.layers is not None and len(self.layers) != self.num_encoder_layers + self.num_decoder_layers:

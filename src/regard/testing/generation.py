@@ -11,8 +11,21 @@ from regard.generate.beam import Beam
 from regard.generate.decode import Generated, Pick, greedy, sample
 from regard.generate.front import generate
 from regard.generate.logits import Transform, temperature
-from regard.testing.inputs import LIMITS, PADDED, STREAMS, Layout, Rows, batch, draw, lay, one, ordinary, same, scores, streams
-from regard.testing.report import Failure, require
+from regard.testing.inputs import (
+    LIMITS,
+    PADDED,
+    Layout,
+    Rows,
+    batch,
+    draw,
+    lay,
+    one,
+    ordinary,
+    same,
+    scores,
+    streams,
+)
+from regard.testing.report import require
 from regard.testing.subject import Subject
 
 LENGTH = 6
@@ -76,8 +89,9 @@ def beam_of_one_is_greedy(subject: Subject) -> None:
     """A beam of one hypothesis writes what greedy decoding writes (F35)."""
     subject.need_decoding()
     model, rows = subject.exact, draw(subject.exact)
-    for i, pair in enumerate(zip(*(_write(model, rows, "right", how) for how in (Beam(1), greedy)), strict=True)):
-        require(pair[0].tokens == pair[1].tokens, f"row {i}: beam of 1 {pair[0].tokens}, greedy {pair[1].tokens}")
+    found, expected = _write(model, rows, "right", Beam(1)), _write(model, rows, "right", greedy)
+    for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        require(ours.tokens == theirs.tokens, f"row {i}: {ours.tokens}, greedy writes {theirs.tokens}")
 
 
 def scores_are_log_probabilities(subject: Subject) -> None:
@@ -85,7 +99,7 @@ def scores_are_log_probabilities(subject: Subject) -> None:
     subject.need_decoding()
     for which, model in subject.models.items():
         rows = draw(model)
-        for name, how in {"greedy": greedy, "beam": Beam(3)}.items():
+        for name, how in (("greedy", greedy), ("beam", Beam(3))):
             for i, answer in enumerate(_write(model, rows, "right", how)):
                 expected = _log_probability(model, one(rows, i), answer.tokens)
                 off = abs(answer.score - expected)
@@ -137,7 +151,7 @@ def lengths_and_stops_hold(subject: Subject) -> None:
     for answer in free:
         require((len(answer.tokens), answer.finish) == (LENGTH, "length"), f"{len(answer.tokens)} tokens of {LENGTH}")
     stop = free[0].tokens[0]
-    for name, how in {"greedy": greedy, "beam": Beam(2), "sampling": sample(1)}.items():
+    for name, how in (("greedy", greedy), ("beam", Beam(2)), ("sampling", sample(1))):
         for least in (0, 3):
             for answer in _write(model, rows, "right", how, stop=[stop], least=least):
                 length, early = len(answer.tokens), stop in answer.tokens[:-1]
@@ -204,7 +218,9 @@ def _log_probability(model: Any, rows: Rows, tokens: Sequence[int]) -> float:
 
 def _require_same_choice(model: Any, rows: Rows, actual: Generated, expected: Generated, what: str) -> None:
     """The same tokens; or, where they part, two that are equally likely within rounding."""
-    parting = next((i for i, pair in enumerate(zip(actual.tokens, expected.tokens, strict=False)) if len({*pair}) > 1), None)
+    parting = next(
+        (i for i, pair in enumerate(zip(actual.tokens, expected.tokens, strict=False)) if len({*pair}) > 1), None
+    )
     if parting is None:
         require(actual.tokens == expected.tokens, f"{what}: {actual.tokens}, alone {expected.tokens}")
         return

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from regard import zoo
 from regard.checkpoint.files import CONFIG, INDEX, SINGLE, read, write
 from regard.checkpoint.keymap import same_bits
-from regard.checkpoint.load import tensors_of
 from regard.core.errors import CheckpointError, RegardError
 from regard.testing.inputs import answers, draw, same
 from regard.testing.report import Failure, require
@@ -23,12 +22,15 @@ from regard.testing.subject import Subject
 Spoil = Callable[[Path], object]
 """Does something to a saved checkpoint."""
 
-JUNK = (None, True, -1, 0, 1.5, float("nan"), "", "x", [], {}, [1, "x"], 2**63)
+JUNK: tuple[Any, ...] = (None, True, -1, 0, 1.5, float("nan"), "", "x", [], {}, [1, "x"], 2**63)
 """What fuzzing writes in place of a setting."""
+
+BAD_NAMES = ("/etc/passwd", "../config.json", "", ".", "..", "\0", "a/b", "x" * 300, CONFIG)
+"""Names that an index may not give to a shard."""
 
 
 def saving_and_loading_is_exact(subject: Subject) -> None:
-    """A saved model loads with the same configuration and, bit for bit, the same tensors, so it answers the same (I47)."""
+    """A saved model loads with its configuration and, bit for bit, its tensors, and answers the same (I47)."""
     models = [subject.exact] if subject.stored is None else [subject.stored, subject.exact]
     for model in models:
         with TemporaryDirectory() as folder:
@@ -101,45 +103,36 @@ def loading_is_strict(subject: Subject) -> None:
 
 def damaged_configurations_are_refused(subject: Subject) -> None:
     """Whatever config.json holds, loading works or raises an error that is the user's to mend (I51)."""
-
-    def spoils() -> Iterator[tuple[str, Spoil]]:
-        for key in subject.tiny.__dataclass_fields__:
-            for junk in JUNK:
-                yield f"config.{key} = {junk!r}", lambda folder, key=key, junk=junk: _set(folder, key, junk)
-            yield f"config without {key}", lambda folder, key=key: _edit(folder, lambda c: c["config"].pop(key))
-        for junk in JUNK:
-            for key in ("format", "family", "config"):
-                yield f"{key} = {junk!r}", lambda folder, key=key, junk=junk: _edit(folder, lambda c: c.update({key: junk}))
-            yield f"{junk!r} for all", lambda folder, junk=junk: (folder / CONFIG).write_text(json.dumps(junk))
-        for text in (b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"family": "transformer"}'):
-            yield f"config.json of {text[:20]!r}", lambda folder, text=text: (folder / CONFIG).write_bytes(text)
-
-    _require_refusals(subject, spoils())
+    cases: list[tuple[str, Spoil]] = []
+    for i, key in enumerate(subject.tiny.__dataclass_fields__):
+        chosen = (JUNK * 2)[2 * i % len(JUNK) :][:2]  # each field gets some, each piece of junk goes to many
+        cases += [(f"config.{key} = {junk!r}", _edit(["config", key], junk)) for junk in chosen]
+        cases.append((f"a config without {key}", _edit(["config", key])))
+    for junk in JUNK:
+        cases += [(f"{key} = {junk!r}", _edit([key], junk)) for key in ("format", "family", "config")]
+        cases.append((f"a configuration of {junk!r}", _write(CONFIG, json.dumps(junk).encode())))
+    for text in (b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"model_type": 1}'):
+        cases.append((f"a configuration of {text[:20]!r}", _write(CONFIG, text)))
+    _require_refusals(subject, cases)
 
 
 def damaged_indices_are_refused(subject: Subject) -> None:
-    """Whatever a shard index says, loading works or raises, and opens nothing outside the folder (I51)."""
+    """Whatever a shard index says, loading raises, and opens nothing outside the folder (I51)."""
     with TemporaryDirectory() as outside:
         secret = Path(outside, "secret.safetensors")
         save_file({"secret": torch.zeros(1)}, secret)
-
-        def index(value: Any) -> Spoil:
-            return lambda folder: ((folder / SINGLE).unlink(), (folder / INDEX).write_text(json.dumps(value)))
-
-        names = [str(secret), "../secret.safetensors", "/etc/passwd", "missing.safetensors", "", ".", "..", "\0", "a/b", CONFIG]
-        cases = [(f"weight_map to {name!r}", index({"weight_map": {"secret": name}})) for name in names]
-        cases += [(f"weight_map of {junk!r}", index({"weight_map": junk})) for junk in JUNK]
-        cases += [(f"an index of {junk!r}", index(junk)) for junk in JUNK]
-        cases += [(f"weight_map to {junk!r}", index({"weight_map": {"secret": junk}})) for junk in JUNK]
-        cases.append(("a link outside", lambda folder: ((folder / SINGLE).unlink(), (folder / SINGLE).symlink_to(secret))))
-        _require_refusals(subject, iter(cases), accepts=False)
+        names = [str(secret), f"../{secret.parent.name}/{secret.name}", "missing.safetensors", *BAD_NAMES, *JUNK]
+        values: list[Any] = [{"weight_map": {"secret": name}} for name in names]
+        values += [{"weight_map": junk} for junk in JUNK] + [*JUNK]
+        cases = [(f"an index of {value!r}", _index(value)) for value in values]
+        _require_refusals(subject, [*cases, ("a link to the outside", _link(secret))], accepts=False)
 
 
 def damaged_headers_are_refused(subject: Subject) -> None:
-    """A truncated file, or one whose header had any byte changed, loads or raises, and never crashes (I51)."""
+    """A truncated file, or one whose header had any bytes changed, loads or raises, and never crashes (I51)."""
     rng = random.Random(0)
 
-    def flip(folder: Path) -> None:
+    def change(folder: Path) -> None:
         content = bytearray((folder / SINGLE).read_bytes())
         header = 8 + int.from_bytes(content[:8], "little")
         for _ in range(rng.choice((1, 1, 2, 8))):
@@ -150,24 +143,25 @@ def damaged_headers_are_refused(subject: Subject) -> None:
         content = (folder / SINGLE).read_bytes()
         (folder / SINGLE).write_bytes(content[: rng.randrange(len(content))])
 
-    _require_refusals(subject, iter([("a changed header", flip)] * 60))
-    _require_refusals(subject, iter([("a truncated file", cut)] * 20), accepts=False)
+    _require_refusals(subject, [("a changed header", change)] * 60)
+    _require_refusals(subject, [("a truncated file", cut)] * 20, accepts=False)
 
 
-def _require_refusals(subject: Subject, spoils: Iterator[tuple[str, Spoil]], *, accepts: bool = True) -> None:
+def _require_refusals(subject: Subject, cases: Sequence[tuple[str, Spoil]], *, accepts: bool = True) -> None:
     """After each spoiling, loading must raise RegardError; or, if it ``accepts``, it may also work."""
     with TemporaryDirectory() as temporary:
         good, folder = Path(temporary, "good"), Path(temporary, "spoilt")
         zoo.save(subject.build(torch.float32), good)
         content = {path.name: path.read_bytes() for path in good.iterdir()}
         folder.mkdir()
-        for what, spoil in spoils:
+        for what, spoil in cases:
             for path in folder.iterdir():
                 path.unlink()
             for name, data in content.items():
                 (folder / name).write_bytes(data)
             spoil(folder)
             try:
+                read(folder)  # cheaper than building what would be filled, and most that is wrong shows here
                 zoo.load(folder)
             except RegardError as error:
                 require(bool(str(error)), f"{what}: an error without a message")
@@ -200,14 +194,38 @@ def _require_equal(actual: nn.Module, expected: nn.Module, what: str) -> None:
         require(same_bits(ours[name], tensor), f"{what} changes '{name}'")
 
 
-def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    config = json.loads((folder / CONFIG).read_text())
-    change(config)
-    (folder / CONFIG).write_text(json.dumps(config))
+def _write(name: str, content: bytes) -> Spoil:
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-def _set(folder: Path, key: str, value: Any) -> None:
-    _edit(folder, lambda config: config["config"].update({key: value}))
+def _edit(path: Sequence[str], *value: Any) -> Spoil:
+    """Set what ``path`` leads to in the configuration, or without a value take it out."""
+
+    def spoil(folder: Path) -> None:
+        config = json.loads((folder / CONFIG).read_text())
+        inner = config[path[0]] if len(path) == 2 else config
+        inner.pop(path[-1]) if not value else inner.update({path[-1]: value[0]})
+        (folder / CONFIG).write_text(json.dumps(config))
+
+    return spoil
+
+
+def _index(value: Any) -> Spoil:
+    """Leave an index instead of the one file."""
+
+    def spoil(folder: Path) -> None:
+        (folder / SINGLE).unlink()
+        (folder / INDEX).write_text(json.dumps(value))
+
+    return spoil
+
+
+def _link(target: Path) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / SINGLE).unlink()
+        (folder / SINGLE).symlink_to(target)
+
+    return spoil
 
 
 CHECKS = (

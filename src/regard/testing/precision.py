@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from regard.attention.attention import Attention
 from regard.attention.kernel import KERNELS
 from regard.core.errors import Unsupported
-from regard.testing.inputs import Rows, alone, answers, batch, draw, probe, same, scores, streams
+from regard.testing.inputs import Rows, alone, answers, batch, draw, probe, same, scores
 from regard.testing.report import Failure, NotApplicable, require
 from regard.testing.subject import Subject
 
@@ -21,12 +21,12 @@ WIDE = ("_softmax", "_log_softmax", "logsumexp", "exp", "rsqrt", "mean", "var", 
 
 
 def kernels_agree(subject: Subject) -> str | None:
-    """Every exact attention kernel gives eager's answers, padded on either side (D18)."""
+    """Every exact attention kernel gives eager's answers (D18); flex, slow as it is, on the tiny one."""
     refused = {}
     for which, model in subject.models.items():
         rows = draw(model)
         expected = _with_kernel(model, "eager", rows)
-        for name in KERNELS:
+        for name in KERNELS if model is subject.exact else KERNELS.keys() - {"flex"}:
             try:
                 same(_with_kernel(model, name, rows), expected, f"{which}, kernel {name} against eager")
             except Unsupported as reason:
@@ -37,14 +37,18 @@ def kernels_agree(subject: Subject) -> str | None:
 def gradients_of_kernels_agree(subject: Subject) -> None:
     """Where a kernel has gradients, they are eager's (D18)."""
     expected = _gradients(subject, "eager")
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for name in KERNELS:
         try:
             found = _gradients(subject, name)
         except Unsupported:
             continue
-        for (parameter, gradient), reference in zip(found.items(), expected.values(), strict=True):
-            scale = max(float(reference.abs().max()), 1.0)
-            same(gradient / scale, reference / scale, f"kernel {name}, gradient of '{parameter}'", None)
+        for parameter, gradient in found.items():
+            off = float((gradient - expected[parameter]).abs().max())
+            require(
+                off <= 1e-9 * scale,
+                f"kernel {name}, gradient of '{parameter}': off by {off:.3g}, the limit is 1e-9 of {scale:.3g}",
+            )
 
 
 def grouped_heads_are_repeated_heads(subject: Subject) -> None:
@@ -94,10 +98,16 @@ def autocast_keeps_weights_wide(subject: Subject) -> None:
 def compiles_whole(subject: Subject) -> None:
     """torch.compile takes the model as one graph, for any batch and length, and its answers are the same (D22)."""
     with _compiler(), torch.no_grad():
-        model = _Scores(subject.exact)
-        compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+        model, graphs = _Scores(subject.exact), []
+
+        def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
+        compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
         for arguments in _sizes(subject):
             same(compiled(*arguments), model(*arguments), "compiled")
+        require(len(graphs) == 1, f"another size is compiled anew: {len(graphs)} graphs for 2 sizes")
 
 
 def exports_whole(subject: Subject) -> None:
@@ -105,8 +115,9 @@ def exports_whole(subject: Subject) -> None:
     with _compiler(), torch.no_grad():
         model = _Scores(subject.exact)
         first, *others = _sizes(subject)
-        rows = torch.export.Dim("rows")
-        shapes = tuple({0: rows, 1: torch.export.Dim(f"length_{i // 2}")} for i in range(len(first)))
+        rows, longest = torch.export.Dim("rows"), getattr(subject.tiny, "max_seq_len", None)
+        lengths = [torch.export.Dim(f"length_{i}", max=longest) for i in range(len(first) // 2) for _ in range(2)]
+        shapes = tuple({0: rows, 1: length} for length in lengths)
         exported = torch.export.export(model, tuple(first), dynamic_shapes=(shapes,)).module()
         for arguments in others:
             same(exported(*arguments), model(*arguments), "exported")
@@ -116,7 +127,7 @@ class _Narrow(TorchDispatchMode):
     """Collects which of WIDE are asked of numbers narrower than float32."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -150,15 +161,18 @@ def _compiler() -> Iterator[None]:
     torch._dynamo.reset()
     try:
         yield
-    except (torch._dynamo.exc.TorchDynamoException, torch.fx.experimental.symbolic_shapes.ConstraintViolationError) as error:
-        raise Failure(str(error).splitlines()[0]) from None
+    except (
+        torch._dynamo.exc.TorchDynamoException,
+        torch.fx.experimental.symbolic_shapes.ConstraintViolationError,
+    ) as error:
+        raise Failure(" ".join(str(error).split())[:300]) from None
     finally:
         torch._dynamo.reset()
 
 
 def _with_kernel(model: Any, name: str, rows: Rows) -> list[Tensor]:
     with _kernel(model, name):
-        return [*answers(model, rows, "right"), *answers(model, rows, "left")]
+        return answers(model, rows, "interior")
 
 
 def _gradients(subject: Subject, kernel: str) -> dict[str, Tensor]:

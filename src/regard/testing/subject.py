@@ -43,8 +43,8 @@ class Subject:
         self.config, self.tiny = config, family.tiny(config)
         self.stored, self.model = model, None if model is None else _wide(model)
         self.device = torch.device("cpu") if model is None else next(model.parameters()).device
-        own = model is None or type(model) is type(zoo.skeleton(family, self.tiny, "auto"))
-        self.family = family if own else replace(family, build=type(model))
+        own = type(zoo.skeleton(family, self.tiny, "auto"))
+        self.family = family if model is None or type(model) is own else replace(family, build=type(model))
         self._modes = {} if self.model is None else {module: module.training for module in self.model.modules()}
 
     @classmethod
@@ -76,7 +76,8 @@ class Subject:
 
     def steady(self, dtype: torch.dtype = torch.float64, *, noise: float = 0.0) -> Any:
         """A fresh tiny model whose dropouts, of every kind, are ``noise``."""
-        return self.build(dtype, **dict.fromkeys(self.noises, noise))
+        changes: dict[str, Any] = dict.fromkeys(self.noises, noise)
+        return self.build(dtype, **changes)
 
     @property
     def noises(self) -> list[str]:
