@@ -5,6 +5,7 @@ import dataclasses
 import json
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def recipe(tmp_path_factory):
         log_every=3,
         valid_every=4,
         average=0.9,
+        precision="float32",
     )  # fmt: skip
 
 
@@ -143,6 +145,23 @@ def test_gradients_are_clipped(recipe, tmp_path):
     assert norms == pytest.approx([0.01], rel=1e-4)
 
 
+def test_bfloat16_points_the_same_way(recipe):
+    task = recipe.data.open()
+    config = dataclasses.replace(task.configure(recipe.model), dropout=0.0)
+    model = zoo.build(config, seed=0)
+    batch = task.batch(task.encode(task.data.splits["train"][:50]))
+
+    def gradient(precision):
+        model.zero_grad()
+        accumulate(model, recipe.objective, [batch], CPU, precision)
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    exact, rounded = gradient("float32"), gradient("bfloat16")
+    assert not torch.equal(exact, rounded)
+    assert F.cosine_similarity(exact, rounded, dim=0) > 0.995
+
+
 def test_average_is_the_moving_average(recipe):
     config = recipe.data.open().configure(recipe.model)
     average, model = zoo.build(config, seed=0), zoo.build(config, seed=1)
@@ -184,6 +203,13 @@ def test_the_folder_explains_itself(recipe, whole):
     assert [line["step"] for line in log_of(whole)] == [3, 4, 6, 8, 9, 12, 12]
     validation = next(line for line in log_of(whole) if "valid_loss" in line)
     assert {"valid_loss", "valid_nll", "bleu", "chrf", "exact_match"} <= validation.keys()
+
+
+def test_two_runs_in_bfloat16_are_bit_equal(recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, precision="bfloat16")
+    for name in ("one", "two"):
+        fit(recipe, tmp_path / name, quiet=True)
+    same_run(tmp_path / "one", tmp_path / "two")
 
 
 def test_two_runs_are_bit_equal(recipe, whole, tmp_path):
@@ -241,13 +267,29 @@ def test_not_finite_stops_with_the_step(recipe, tmp_path):
         fit(recipe, tmp_path / "run", quiet=True)
 
 
-def test_a_folder_with_files_is_not_touched(recipe, tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_with_other_files_is_not_touched(recipe, tmp_path, resume):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(TrainingError, match="not empty"):
-        fit(recipe, tmp_path, quiet=True)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
-    with pytest.raises(TrainingError, match="nothing to resume"):
-        fit(recipe, tmp_path / "none", resume=True, quiet=True)
+    with pytest.raises(TrainingError, match=r"not empty|no run"):
+        fit(recipe, tmp_path, resume=resume, quiet=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["thesis.tex"]
+
+
+def test_a_finished_run_is_not_begun_again(recipe, whole):
+    before = (whole / "log.jsonl").read_bytes()
+    with pytest.raises(TrainingError, match="not empty; resume"):
+        fit(recipe, whole, quiet=True)
+    assert fit(recipe, whole, resume=True, quiet=True).step == 12
+    assert (whole / "log.jsonl").read_bytes() == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(recipe, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "last")
+    (run / "last").mkdir()
+    fit(recipe, run, resume=True, quiet=True)
+    same_run(whole, run)
 
 
 def test_a_folder_in_use_is_not_touched(recipe, tmp_path):
@@ -285,6 +327,7 @@ def test_the_time_limit_ends_with_a_checkpoint(recipe, tmp_path):
     assert 0 < progress.step < 100_000
     assert json.loads((tmp_path / "run/last/training.json").read_text())["step"] == progress.step
     assert (tmp_path / "run/best/model.safetensors").exists()
+    assert fit(recipe, tmp_path / "run", resume=True, quiet=True).step == progress.step
 
 
 def test_a_batch_without_targets_is_an_error(recipe):

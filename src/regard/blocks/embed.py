@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.attention.position import PositionScheme
+from regard.blocks.dropout import Dropout
 from regard.core.errors import InputError
 from regard.core.types import Index
 
@@ -43,7 +44,7 @@ class Embedding(nn.Module):
         nn.init.normal_(self.weight, std=embed_dim**-0.5)
         self.positions = positions or PositionScheme()
         self.norm = norm or nn.Identity()
-        self.scale, self.pad_token, self.dropout = scale, pad_token, nn.Dropout(dropout)
+        self.scale, self.pad_token, self.dropout = scale, pad_token, Dropout(dropout)
 
     def forward(self, tokens: Int[Tensor, "B S"], index: Index) -> Float[Tensor, "B S E"]:
         """[B S E]. Raises InputError beyond the scheme's last position."""

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regard.blocks.dropout import dropout
 from regard.core.errors import ConfigError
 from regard.core.types import Context
 
@@ -61,7 +62,7 @@ class FeedForward(nn.Module):
         del ctx
         act = ACTIVATIONS[self.activation]
         inner = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
-        return self.down(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)
+        return self.down(dropout(inner, self.dropout) if self.training and self.dropout else inner)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}, dropout={self.dropout}"

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regard.blocks.dropout import Dropout
 from regard.core.types import Context
 
 
@@ -28,7 +29,7 @@ class DropPath(nn.Module):
 
 def branch(dropout: float = 0.0, drop_path: float = 0.0, norm: nn.Module | None = None) -> nn.Module:
     """What a branch goes through before it joins the stream: a norm (sandwich), dropout, stochastic depth."""
-    parts = [norm, nn.Dropout(dropout) if dropout else None, DropPath(drop_path) if drop_path else None]
+    parts = [norm, Dropout(dropout) if dropout else None, DropPath(drop_path) if drop_path else None]
     present = [part for part in parts if part is not None]
     if not present:
         return nn.Identity()

@@ -17,8 +17,8 @@ EPILOG = """\
 lists the recipes. DIR gets recipe.json, log.jsonl, the checkpoints best/ and last/, and report.html.
 """
 
-FROM_DATA = {f"model.{name}" for name in ("vocab_size", "pad_token", "bos_token", "eos_token")}
-"""Fields that a run fills in when it has seen its data."""
+FROM_DATA = {f"model.{name}" for name in ("vocab_size", "pad_token", "bos_token", "eos_token")} | {"precision"}
+"""Fields that a run fills in when it has seen its data and its machine."""
 
 
 def run(argv: list[str]) -> int:

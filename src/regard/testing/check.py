@@ -1,6 +1,7 @@
 """Running the suite over one model."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -70,7 +71,8 @@ def check_model(
 def run_check(check: Check, section: str, subject: Subject, expected: str | None = None) -> Row:
     """Run one check from a fixed seed. ``expected`` is why it is known to fail."""
     began = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, on slow ways that are taken here on purpose
         torch.manual_seed(0)
         status, reason = _outcome(check, subject)
     if expected is not None and status == "failed":

@@ -151,7 +151,7 @@ def _require_spread(name: str, weight: Tensor, fill: Callable[[Tensor], object])
     sample = torch.empty(64, *weight.shape, dtype=weight.dtype)
     for each in sample:
         fill(each)
-    expected, actual = float(sample.std()), float(weight.std())
+    expected, actual = float(sample.std()), float(weight.detach().std())
     limit = 6 * expected / (2 * weight.numel()) ** 0.5  # six standard errors of a sample's standard deviation
     require(
         abs(actual - expected) <= limit,

@@ -14,6 +14,7 @@ from regard.generate.logits import Transform, temperature
 from regard.testing.inputs import (
     LIMITS,
     PADDED,
+    WRITTEN,
     Layout,
     Rows,
     batch,
@@ -27,9 +28,6 @@ from regard.testing.inputs import (
 )
 from regard.testing.report import require
 from regard.testing.subject import Subject
-
-LENGTH = 6
-"""How many tokens are written."""
 
 
 def cached_equals_whole(subject: Subject) -> None:
@@ -149,13 +147,15 @@ def lengths_and_stops_hold(subject: Subject) -> None:
     model, rows = subject.exact, draw(subject.exact)
     free = _write(model, rows, "right", greedy)
     for answer in free:
-        require((len(answer.tokens), answer.finish) == (LENGTH, "length"), f"{len(answer.tokens)} tokens of {LENGTH}")
+        require((len(answer.tokens), answer.finish) == (WRITTEN, "length"), f"{len(answer.tokens)} tokens of {WRITTEN}")
     stop = free[0].tokens[0]
     for name, how in (("greedy", greedy), ("beam", Beam(2)), ("sampling", sample(1))):
         for least in (0, 3):
             for answer in _write(model, rows, "right", how, stop=[stop], least=least):
                 length, early = len(answer.tokens), stop in answer.tokens[:-1]
-                require(max(least, 1) <= length <= LENGTH, f"{name}: {length} tokens, {least} to {LENGTH} are allowed")
+                require(
+                    max(least, 1) <= length <= WRITTEN, f"{name}: {length} tokens, {least} to {WRITTEN} are allowed"
+                )
                 require(not early, f"{name}: goes on after the stop token {stop}: {answer.tokens}")
                 stopped = answer.tokens[-1] == stop
                 require(stopped == (answer.finish == "stop"), f"{name}: {answer.tokens} finishes by {answer.finish}")
@@ -195,7 +195,7 @@ def _write(
     layout: Layout,
     how: Pick | Beam,
     *,
-    length: int = LENGTH,
+    length: int = WRITTEN,
     least: int = 0,
     stop: Sequence[int] = (),
     transforms: Sequence[Transform] = (),

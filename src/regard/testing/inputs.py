@@ -19,6 +19,9 @@ STREAMS = {"tokens": "valid", "decoder_tokens": "decoder_valid"}
 
 LENGTHS = {"tokens": (7, 4, 6), "decoder_tokens": (5, 6, 3)}
 
+WRITTEN = 6
+"""How many tokens are written after a prompt."""
+
 Layout = Literal["plain", "right", "left", "interior"]
 PADDED: tuple[Layout, ...] = ("right", "left", "interior")
 """Where padding may lie; ``plain`` is none at all, for rows of one length."""
@@ -47,10 +50,10 @@ def draw(model: Any, *, seed: int = 0) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     choice = torch.tensor(ordinary(model.config))
-    longest = getattr(model.config, "max_seq_len", max(map(max, LENGTHS.values())))
+    longest = getattr(model.config, "max_seq_len", 32) - WRITTEN - 2  # padding takes up to two more places
 
     def row(length: int) -> Tensor:
-        picked = torch.randint(len(choice), (min(length, longest),), generator=generator)
+        picked = torch.randint(len(choice), (max(1, min(length, longest)),), generator=generator)
         return choice[picked].to(device)
 
     return {name: [row(length) for length in LENGTHS[name]] for name in streams(model)}

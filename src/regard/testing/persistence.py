@@ -16,6 +16,7 @@ from regard.checkpoint.files import CONFIG, INDEX, SINGLE, read, write
 from regard.checkpoint.keymap import same_bits
 from regard.core.errors import CheckpointError, RegardError
 from regard.testing.inputs import answers, draw, same
+from regard.testing.published import published_configuration
 from regard.testing.report import Failure, require
 from regard.testing.subject import Subject
 
@@ -116,6 +117,16 @@ def damaged_configurations_are_refused(subject: Subject) -> None:
     _require_refusals(subject, cases)
 
 
+def damaged_published_configurations_are_refused(subject: Subject) -> None:
+    """Whatever a published config.json holds, loading works or raises an error that is the user's to mend (I51)."""
+    cases: list[tuple[str, Spoil]] = []
+    for i, key in enumerate(published_configuration(subject, subject.tiny)):
+        chosen = (JUNK * 2)[2 * i % len(JUNK) :][:2]
+        cases += [(f"{key} = {junk!r}", _edit([key], junk)) for junk in chosen]
+        cases.append((f"a configuration without {key}", _edit([key])))
+    _require_refusals(subject, cases, layout="hf")
+
+
 def damaged_indices_are_refused(subject: Subject) -> None:
     """Whatever a shard index says, loading raises, and opens nothing outside the folder (I51)."""
     with TemporaryDirectory() as outside:
@@ -143,15 +154,17 @@ def damaged_headers_are_refused(subject: Subject) -> None:
         content = (folder / SINGLE).read_bytes()
         (folder / SINGLE).write_bytes(content[: rng.randrange(len(content))])
 
-    _require_refusals(subject, [("a changed header", change)] * 60)
-    _require_refusals(subject, [("a truncated file", cut)] * 20, accepts=False)
+    _require_refusals(subject, [("a changed header", change)] * 40)
+    _require_refusals(subject, [("a truncated file", cut)] * 10, accepts=False)
 
 
-def _require_refusals(subject: Subject, cases: Sequence[tuple[str, Spoil]], *, accepts: bool = True) -> None:
+def _require_refusals(
+    subject: Subject, cases: Sequence[tuple[str, Spoil]], *, accepts: bool = True, layout: zoo.Layout = "regard"
+) -> None:
     """After each spoiling, loading must raise RegardError; or, if it ``accepts``, it may also work."""
     with TemporaryDirectory() as temporary:
         good, folder = Path(temporary, "good"), Path(temporary, "spoilt")
-        zoo.save(subject.build(torch.float32), good)
+        zoo.save(subject.build(torch.float32), good, layout=layout)
         content = {path.name: path.read_bytes() for path in good.iterdir()}
         folder.mkdir()
         for what, spoil in cases:
@@ -161,7 +174,6 @@ def _require_refusals(subject: Subject, cases: Sequence[tuple[str, Spoil]], *, a
                 (folder / name).write_bytes(data)
             spoil(folder)
             try:
-                read(folder)  # cheaper than building what would be filled, and most that is wrong shows here
                 zoo.load(folder)
             except RegardError as error:
                 require(bool(str(error)), f"{what}: an error without a message")
@@ -235,6 +247,7 @@ CHECKS = (
     a_save_that_fails_changes_nothing,
     loading_is_strict,
     damaged_configurations_are_refused,
+    damaged_published_configurations_are_refused,
     damaged_indices_are_refused,
     damaged_headers_are_refused,
 )

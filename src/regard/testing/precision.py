@@ -1,6 +1,7 @@
 """D. Kernels and precision: every way to compute is the same function, and what must be wide is wide."""
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -98,7 +99,7 @@ def autocast_keeps_weights_wide(subject: Subject) -> None:
 def compiles_whole(subject: Subject) -> None:
     """torch.compile takes the model as one graph, for any batch and length, and its answers are the same (D22)."""
     with _compiler(), torch.no_grad():
-        model, graphs = _Scores(subject.exact), []
+        model, graphs = _Scores(subject.shallow()), []
 
         def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
             graphs.append(graph)
@@ -113,7 +114,7 @@ def compiles_whole(subject: Subject) -> None:
 def exports_whole(subject: Subject) -> None:
     """torch.export takes the model with dynamic batch and lengths, and its answers are the same (D22)."""
     with _compiler(), torch.no_grad():
-        model = _Scores(subject.exact)
+        model = _Scores(subject.shallow())
         first, *others = _sizes(subject)
         rows, longest = torch.export.Dim("rows"), getattr(subject.tiny, "max_seq_len", None)
         lengths = [torch.export.Dim(f"length_{i}", max=longest) for i in range(len(first) // 2) for _ in range(2)]
@@ -159,6 +160,7 @@ def _sizes(subject: Subject) -> list[list[Tensor]]:
 def _compiler() -> Iterator[None]:
     """What the compiler has kept is forgotten before and after; a part it cannot take is a failure."""
     torch._dynamo.reset()
+    logging.disable()  # the compiler would print whole graphs
     try:
         yield
     except (
@@ -167,6 +169,7 @@ def _compiler() -> Iterator[None]:
     ) as error:
         raise Failure(" ".join(str(error).split())[:300]) from None
     finally:
+        logging.disable(logging.NOTSET)
         torch._dynamo.reset()
 
 

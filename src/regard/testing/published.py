@@ -18,7 +18,7 @@ from regard.testing.subject import Subject
 def published_configuration_survives(subject: Subject) -> None:
     """To the published configuration and back, every setting is the same (B8)."""
     for config in (subject.config, subject.tiny):
-        theirs = json.loads(json.dumps(_published(subject, config)))
+        theirs = json.loads(json.dumps(published_configuration(subject, config)))
         back = subject.family.from_hf(theirs)
         require(back == config, f"the published configuration changes {_differences(back, config)}")
 
@@ -27,14 +27,14 @@ def key_map_is_total_and_one_to_one(subject: Subject) -> None:
     """Every tensor has one published key and comes back from it bit for bit (B8)."""
     models = [subject.exact] if subject.model is None else [subject.exact, subject.model]
     for model in models:
-        _published(subject, model.config)
+        published_configuration(subject, model.config)
         rules, ours = subject.family.keymap(model.config), tensors_of(model)
         _require_equal(to_ours(to_theirs(ours, rules), rules), ours, "through the key map")
 
 
 def published_files_survive(subject: Subject) -> None:
     """Published files, loaded, saved in our layout, loaded and published again, are the same byte for byte (B8)."""
-    _published(subject, subject.tiny)
+    published_configuration(subject, subject.tiny)
     with TemporaryDirectory() as temporary:
         theirs, ours, again = (Path(temporary) / name for name in ("theirs", "ours", "again"))
         zoo.save(subject.exact, theirs, layout="hf")
@@ -47,7 +47,8 @@ def published_files_survive(subject: Subject) -> None:
             require(equal, f"{path.name} is not the same after theirs -> ours -> theirs")
 
 
-def _published(subject: Subject, config: Any) -> dict[str, Any]:
+def published_configuration(subject: Subject, config: Any) -> dict[str, Any]:
+    """The published form of ``config``. Raises NotApplicable where it has none."""
     try:
         return subject.family.to_hf(config)
     except ConfigError as reason:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -45,13 +46,15 @@ class Subject:
         self.device = torch.device("cpu") if model is None else next(model.parameters()).device
         own = type(zoo.skeleton(family, self.tiny, "auto"))
         self.family = family if model is None or type(model) is own else replace(family, build=type(model))
-        self._modes = {} if self.model is None else {module: module.training for module in self.model.modules()}
+        self._modes = {} if model is None else {module: module.training for module in model.modules()}
 
     @classmethod
     def of(cls, model: Any) -> Subject:
         """The subject for a model, a folder, the name of a size, or a configuration. Raises as :func:`check_model`."""
         if isinstance(model, (str, Path)) and (Path(model).exists() or str(model) not in zoo.sizes()):
             model = zoo.load(model)
+        if isinstance(model, nn.Module) and not hasattr(model, "config"):
+            raise ConfigError(f"{type(model).__name__} is no model of a family: it has no configuration")
         config = model.config if isinstance(model, nn.Module) else zoo.config_of(model)
         family = zoo.family_of(config)
         if not hasattr(config, "vocab_size"):
@@ -59,8 +62,9 @@ class Subject:
         return cls(model if isinstance(model, nn.Module) else None, config, family)
 
     def __enter__(self) -> Subject:
-        if self.model is not None:
-            self.model.eval()
+        for model in (self.stored, self.model):
+            if model is not None:
+                model.eval()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,6 +87,13 @@ class Subject:
     def noises(self) -> list[str]:
         """The dropouts that the configuration has."""
         return [name for name in NOISE if hasattr(self.config, name)]
+
+    def shallow(self) -> Any:
+        """A fresh tiny model of one layer a stack, for what costs the same for every layer."""
+        changes: dict[str, Any] = {name: 1 for name in vars(self.tiny) if re.fullmatch("num_(.*_)?layers", name)}
+        if hasattr(self.tiny, "layers"):
+            changes["layers"] = None
+        return self.build(**changes)
 
     @cached_property
     def exact(self) -> Any:

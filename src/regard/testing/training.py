@@ -162,7 +162,7 @@ def _train(model: nn.Module, lesson: Batch, *, steps: int) -> Iterator[float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield float(loss)
+        yield float(loss.detach())
 
 
 def _require_derivative(name: str, block: Block, subject: Subject) -> None:

@@ -5,8 +5,9 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,43 +24,53 @@ from regard.core.types import Batch
 from regard.objectives.objective import Objective
 from regard.tasks.task import Task
 from regard.train.optimize import build_optimizer
+from regard.train.precision import PrecisionName, autocast, resolve
 from regard.train.recipe import Recipe, save_recipe
 from regard.train.state import Progress, claim, load_state, save_state
 from regard.train.watch import Log, Watch
 
+NOT_MEANS = ("targets", "tokens", "steps", "grad_norm", "seconds")
+"""What of a window's sums is not a loss, summed over targets."""
+
 
 def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False) -> Progress:
-    """Train by the recipe, in the folder ``out``; or go on there, bit for bit where it stopped.
+    """Train by the recipe, in the folder ``out``; or, with ``resume``, go on there, bit for bit where it stopped.
 
-    The folder holds recipe.json (as resolved), what the task learnt from the data (tokenizer.json), log.jsonl, and
-    the checkpoints best/ and last/, both of the averaged weights; last/ also has what a resume needs. SIGINT and
-    SIGTERM end the run cleanly after the step under way.
+    A run that ended before its first checkpoint, or never began, goes on from its beginning. The folder holds
+    recipe.json (as resolved), what the task learnt from the data (tokenizer.json), log.jsonl, and the checkpoints
+    best/ and last/, both of the averaged weights; last/ also has what a resume needs. SIGINT and SIGTERM end the run
+    cleanly after the step under way.
 
     Raises:
         TrainingError: the loss is not finite (naming the step), or the folder cannot be used.
         CheckpointError: a checkpoint cannot be written or read.
         DataError, ConfigError: what the recipe names cannot be used.
     """
-    with claim(out, resume=resume):
+    with claim(out, resume=resume) as begun:
         torch.manual_seed(recipe.seed)
-        task = recipe.data.open(out if resume else None)
-        recipe = replace(recipe, model=task.configure(recipe.model))
+        task = recipe.data.open(out if begun else None)
+        recipe = replace(recipe, model=task.configure(recipe.model), precision=resolve(recipe.precision, where()))
         run = Run(recipe, task, out)
-        if resume:
+        if begun:
             run.restore()
         else:
-            task.save(out)
-            save_recipe(recipe, out / "recipe.json")
+            with replacing(out) as folder:
+                task.save(folder)
+                save_recipe(recipe, folder / "recipe.json")
         with Watch(recipe.num_steps, quiet=quiet) as watch, interruptions() as stop:
             return run.train(watch, stop)
+
+
+def where() -> torch.device:
+    """The device to train on: a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Run:
     """A run under way: the model, its average, the optimiser, the data, and how far they have come."""
 
     def __init__(self, recipe: Recipe, task: Task, out: Path) -> None:
-        self.recipe, self.task, self.out = recipe, task, out
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.recipe, self.task, self.out, self.device = recipe, task, out, where()
         self.model = zoo.build(recipe.model, seed=recipe.seed, device=self.device).train()
         self.average = copy.deepcopy(self.model).eval() if recipe.average else self.model
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
@@ -69,28 +80,30 @@ class Run:
     def train(self, watch: Watch, stop: threading.Event) -> Progress:
         """Step until the last step, the time limit or ``stop``."""
         recipe, progress = self.recipe, self.progress
-        log = Log(self.out / "log.jsonl", progress.log_bytes)
         clock = time.perf_counter() - progress.seconds
         batches = iter(self.loader)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         watch.say(f"{parameters:,} parameters on {self.device}, from step {progress.step} to {recipe.num_steps}")
-        ended = progress.step >= recipe.num_steps
-        while not ended and not stop.is_set():
-            self.step(batches)
-            progress.seconds = time.perf_counter() - clock
-            over = recipe.max_minutes is not None and progress.seconds > 60 * recipe.max_minutes
-            ended = over or progress.step == recipe.num_steps
-            watch.advance(progress.step)
-            if ended or progress.step % recipe.log_every == 0:
-                self.record(self.summary(), log, watch)
-            if ended or progress.step % recipe.valid_every == 0:
-                self.validate(log, watch)
+        with closing(Log(self.out / "log.jsonl", progress.log_bytes)) as log:
+            while not self.ended() and not stop.is_set():
+                self.step(batches)
                 progress.seconds = time.perf_counter() - clock
+                watch.advance(progress.step)
+                if self.ended() or progress.step % recipe.log_every == 0:
+                    self.record(self.summary(), log, watch)
+                if self.ended() or progress.step % recipe.valid_every == 0:
+                    self.validate(log, watch)
+                    progress.seconds = time.perf_counter() - clock
+                    self.save(log)
+            if not self.ended():
                 self.save(log)
-        if stop.is_set() and not ended:
-            self.save(log)
-            watch.say(f"stopped at step {progress.step}, saved; the run can be resumed")
+                watch.say(f"stopped at step {progress.step} and saved; the run can be resumed")
         return progress
+
+    def ended(self) -> bool:
+        """Whether the last step was taken, or the time is up."""
+        limit = self.recipe.max_minutes
+        return self.progress.step >= self.recipe.num_steps or (limit is not None and self.progress.seconds > 60 * limit)
 
     def step(self, batches: Iterator[Batch]) -> None:
         """One optimiser step on the mean loss over all targets of the next batches."""
@@ -124,11 +137,10 @@ class Run:
         """The log's line for the steps since the last one."""
         window, progress = self.progress.window, self.progress
         self.progress.window = {}
-        means = {name: window[name] / window["targets"] for name in window if name in ("loss", "nll")}
         return {
             "step": progress.step,
             "epoch": self.loader.epoch,
-            **means,
+            **{name: value / window["targets"] for name, value in window.items() if name not in NOT_MEANS},
             "lr": self.recipe.schedule(progress.step, self.recipe.num_steps),
             "grad_norm": window["grad_norm"] / window["steps"],
             "tokens_per_second": window["tokens"] / window["seconds"],
@@ -139,13 +151,13 @@ class Run:
     def validate(self, log: Log, watch: Watch) -> None:
         """Measure the averaged weights on held-out data, and keep them if they are the best so far."""
         self.average.eval()
-        losses = [self.recipe.objective.loss(self.average, to(b, self.device)) for b in self.task.validation()]
-        count = sum(int(loss.count) for loss in losses)
-        metrics = {
-            "valid_loss": sum(float(loss.sum) for loss in losses) / count,
-            "valid_nll": sum(float(loss.parts["nll"]) for loss in losses) / count,
-            **self.task.metrics(self.average),
-        }
+        sums: Counter[str] = Counter()
+        for batch in self.task.validation():
+            loss = self.recipe.objective.loss(self.average, to(batch, self.device))
+            parts = {"loss": loss.sum, "targets": loss.count, **loss.parts}
+            sums.update({name: float(value) for name, value in parts.items()})
+        metrics = {f"valid_{name}": value / sums["targets"] for name, value in sums.items() if name != "targets"}
+        metrics |= self.task.metrics(self.average)
         self.model.train()
         self.record({"step": self.progress.step, **metrics, "seconds": self.progress.seconds}, log, watch)
         best = self.progress.best
@@ -181,7 +193,7 @@ class Run:
 
 
 def accumulate(
-    model: nn.Module, objective: Objective, batches: Iterable[Batch], device: torch.device, precision: str
+    model: nn.Module, objective: Objective, batches: Iterable[Batch], device: torch.device, precision: PrecisionName
 ) -> dict[str, float]:
     """Add the gradient of the summed loss of ``batches``; the caller divides by ``targets``, however they were split.
 
@@ -190,7 +202,7 @@ def accumulate(
     """
     totals: dict[str, float] = {}
     for batch in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with autocast(precision, device):
             loss = objective.loss(model, to(batch, device))
         loss.sum.backward()
         tokens = batch["valid"].sum() + loss.count

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from regard.core.errors import ConfigError, did_you_mean
 from regard.core.serial import from_json, to_json
@@ -15,6 +15,7 @@ from regard.objectives.supervise import Supervise
 from regard.tasks import datas
 from regard.tasks.task import Data
 from regard.train.optimize import Optimizer
+from regard.train.precision import PrecisionName
 from regard.train.schedule import Schedule
 from regard.zoo import families, family_of
 
@@ -33,7 +34,8 @@ class Recipe:
         accumulate: batches to a step; their losses are averaged over all their targets.
         clip_norm: the largest norm a gradient may have; 0 = any.
         average: decay of the moving average of the weights, which is what is validated and kept; 0 = none.
-        precision: ``bfloat16`` multiplies matrices in it and keeps weights, norms and the loss in float32.
+        precision: ``bfloat16`` multiplies matrices in it and keeps weights, norms and the loss in float32; ``auto``
+            does so where the hardware can.
         log_every: steps between lines of the log.
         valid_every: steps between validations, which also save.
         max_minutes: stop, validated and saved, when training has taken this long; None = never.
@@ -49,7 +51,7 @@ class Recipe:
     accumulate: int = 1
     clip_norm: float = 1.0
     average: float = 0.999
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: PrecisionName = "auto"
     log_every: int = 50
     valid_every: int = 500
     max_minutes: float | None = None

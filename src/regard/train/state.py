@@ -11,9 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from regard.checkpoint.files import settle
 from regard.checkpoint.load import tensors_of
 from regard.core.errors import CheckpointError, TrainingError
 from regard.core.serial import load_json, to_json
+
+WEIGHTS, PROGRESS = "training.safetensors", "training.json"
 
 
 @dataclass
@@ -45,8 +48,8 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, optimizer: to
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / "training.safetensors")
-    (folder / "training.json").write_text(json.dumps(to_json(progress), indent=2) + "\n", encoding="utf-8")
+    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+    (folder / PROGRESS).write_text(json.dumps(to_json(progress), indent=2) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -56,12 +59,12 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     Raises:
         CheckpointError: the files are missing, damaged, or of another model.
     """
-    file = folder / "training.safetensors"
+    file = folder / WEIGHTS
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); training cannot go on from here") from None
-    progress = load_json(Progress, folder / "training.json")
+    progress = load_json(Progress, folder / PROGRESS)
     try:
         for name, value in tensors_of(model).items():
             value.copy_(tensors[f"model.{name}"])
@@ -80,24 +83,28 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 @contextmanager
-def claim(run: Path, *, resume: bool) -> Iterator[None]:
+def claim(run: Path, *, resume: bool) -> Iterator[bool]:
     """Hold a run's folder, alone, until the block ends; a killed process lets go of it by itself.
 
+    Yields whether there is a checkpoint in last/ to go on from.
+
     Raises:
-        TrainingError: another process trains there; or the folder is not empty and ``resume`` is off; or it holds
-            no checkpoint and ``resume`` is on.
+        TrainingError: another process trains there; or the folder holds something, and ``resume`` is off or what it
+            holds is no run.
     """
     import fcntl
 
-    held = run.exists() and any(path.name != ".lock" for path in run.iterdir())
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise TrainingError(f"{run}: another process is training in this folder") from None
-        if resume and not (run / "last").exists():
-            raise TrainingError(f"{run}: nothing to resume; it holds no last/ checkpoint")
+        for folder in (run, run / "last"):
+            settle(folder)
+        held = any(not path.name.startswith(".") for path in run.iterdir())
         if held and not resume:
             raise TrainingError(f"{run}: the folder is not empty; resume the run in it, or name another folder")
-        yield
+        if held and not (run / "recipe.json").exists():
+            raise TrainingError(f"{run}: the folder holds no run to resume; name another folder")
+        yield (run / "last" / WEIGHTS).exists()

@@ -39,6 +39,10 @@ class Log:
         os.fsync(self.file.fileno())
         return self.file.tell()
 
+    def close(self) -> None:
+        """Nothing more will be written."""
+        self.file.close()
+
 
 class Watch:
     """Shows the run to whoever started it: a bar where there is a terminal, plain lines where there is none.

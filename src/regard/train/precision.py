@@ -1,0 +1,23 @@
+"""The type that matrices are multiplied in while training."""
+
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+
+PrecisionName = Literal["auto", "float32", "bfloat16"]
+
+
+def resolve(precision: PrecisionName, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """What ``auto`` means here: bfloat16 where the hardware multiplies in it, else float32; other names as they are."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    able = torch.cpu.get_capabilities()
+    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+
+
+def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextManager[Any]:
+    """Multiply matrices in this type; weights, norms, softmax and loss stay in float32 (Micikevicius et al. 2018)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolve(precision, device) == "bfloat16")
