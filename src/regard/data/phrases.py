@@ -273,8 +273,8 @@ def _categories(source: Locale, target: Locale) -> list[_Category]:
         _Category("date", 12, _drawn(_draw_date), [_date("medium"), _date("long"), _date("full"), _skeleton("yMd")]),
         _Category("month", 2, _shuffled(product(_YEARS, range(1, 13), [1])), [_skeleton("yMMMM")]),
         _Category("quarter", 1, _shuffled(product(_YEARS, [1, 4, 7, 10], [1])), [_skeleton("yQQQQ")]),
-        _Category("time", 6, _drawn(_draw_time), [_time]),
-        _Category("datetime", 8, _drawn(_draw_datetime), [_datetime("medium"), _datetime("full")]),
+        _Category("time", 8, _drawn(_draw_time), [_time]),
+        _Category("datetime", 5, _drawn(_draw_datetime), [_datetime("medium"), _datetime("full")]),
         _Category("interval", 5, _drawn(_draw_interval), [_interval]),
         _Category(
             "relative", 4, _shuffled(product(_SECONDS, [*range(-99, 0), *range(1, 100)])), _RELATIVE, taught=_few
@@ -347,9 +347,9 @@ def _draw_datetime(rng: random.Random) -> Value:
 
 
 def _draw_interval(rng: random.Random) -> Value:
-    """Two days of one year, at most sixty apart."""
-    start = date(rng.choice(_YEARS), 1, 1) + timedelta(days=rng.randrange(300))
-    end = start + timedelta(days=rng.randint(1, 60))
+    """Two days of one year, at most thirty apart."""
+    start = date(rng.choice(_YEARS), 1, 1) + timedelta(days=rng.randrange(335))
+    end = start + timedelta(days=rng.randint(1, 30))
     return start.year, start.month, start.day, end.year, end.month, end.day
 
 

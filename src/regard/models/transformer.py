@@ -408,12 +408,11 @@ def from_hf(theirs: Mapping[str, Any]) -> TransformerConfig:
             f"vocabularies of {theirs['vocab_size']} and {target_vocab} differ: only one size is supported"
         )
     encoder, decoder = theirs["encoder_layers"], theirs["decoder_layers"]
-    widths = [theirs["encoder_ffn_dim"]] * encoder + [theirs["decoder_ffn_dim"]] * decoder
-    uniform = len(set(widths)) == 1
-    return TransformerConfig(
+    encoder_ffn, decoder_ffn = theirs["encoder_ffn_dim"], theirs["decoder_ffn_dim"]
+    config = TransformerConfig(
         vocab_size=theirs["vocab_size"],
         embed_dim=theirs["d_model"],
-        ffn_dim=widths[0],
+        ffn_dim=encoder_ffn,
         num_heads=heads,
         num_encoder_layers=encoder,
         num_decoder_layers=decoder,
@@ -430,8 +429,11 @@ def from_hf(theirs: Mapping[str, Any]) -> TransformerConfig:
         pad_token=theirs["pad_token_id"],
         bos_token=theirs["decoder_start_token_id"],
         eos_token=theirs["eos_token_id"],
-        layers=None if uniform else tuple(LayerSizes(heads, width, heads) for width in widths),
     )
+    if encoder_ffn == decoder_ffn:
+        return config
+    widths = [encoder_ffn] * encoder + [decoder_ffn] * decoder
+    return replace(config, layers=tuple(LayerSizes(heads, width, heads) for width in widths))
 
 
 PUBLISHED = TransformerConfig(position_layout="half", logits_bias=True)
