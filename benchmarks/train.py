@@ -1,7 +1,7 @@
 """Training speed and losses: the same MarianMT architecture, weights and batches, here and in transformers.
 
-``--check`` compares 50 losses in float32 without dropout; without it, tokens per second with dropout 0.1. The other side
-is transformers' model and label smoother with torch's fused AdamW, in a lean loop: no slower than its Trainer.
+``--check`` compares 50 losses in float32 without dropout; without it, tokens per second with dropout 0.1. The other
+side is transformers' model and label smoother with torch's fused AdamW, in a lean loop: no slower than its Trainer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from regard import zoo
 from regard.core.types import IGNORE
 from regard.objectives.supervise import Supervise
 from regard.recipes import find
-from regard.tasks.translate import ParallelText
 from regard.train.fit import Run
 from regard.train.schedule import vaswani
 

@@ -99,12 +99,7 @@ class Index:
         """The index of rows whose every ``beams`` neighbours are laid end to end (see ``attention.fold_beams``)."""
         key = ("fold", beams)
         if key not in self.memo:
-            fold = (
-                (lambda t: t.repeat(1, beams, *[1] * (t.ndim - 2)))
-                if self.order.shape[0] == 1
-                else (lambda t: t.unflatten(0, (-1, beams)).flatten(1, 2))
-            )
-            self.memo[key] = Index(fold(self.order), fold(self.at), self.padded)
+            self.memo[key] = Index(_fold(self.order, beams), _fold(self.at, beams), self.padded)
         folded: Index = self.memo[key]
         return folded
 
@@ -124,6 +119,12 @@ class Index:
             self.memo[key] = Index(order, at, self.padded, None if self.span is None else self.span[places])
         cut: Index = self.memo[key]
         return cut
+
+
+def _fold(t: Tensor, beams: int) -> Tensor:
+    if t.shape[0] == 1:
+        return t.repeat(1, beams, *[1] * (t.ndim - 2))
+    return t.unflatten(0, (-1, beams)).flatten(1, 2)
 
 
 @dataclass(frozen=True)

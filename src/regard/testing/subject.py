@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -110,10 +109,6 @@ class Subject:
         """Raise NotApplicable unless the model writes."""
         if not hasattr(self.exact, "begin"):
             raise NotApplicable("this model does not write: it has no begin()")
-
-    def takes(self, name: str) -> bool:
-        """Whether the model's forward has an argument of this name."""
-        return name in inspect.signature(self.exact.forward).parameters
 
 
 def _wide(model: nn.Module) -> nn.Module:

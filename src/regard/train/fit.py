@@ -57,7 +57,7 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False)
             with replacing(out) as folder:
                 task.save(folder)
                 save_recipe(recipe, folder / "recipe.json")
-        with Watch(recipe.num_steps, quiet=quiet) as watch, interruptions() as stop:
+        with Watch(recipe.num_steps, step=run.progress.step, quiet=quiet) as watch, interruptions() as stop:
             return run.train(watch, stop)
 
 

@@ -49,10 +49,11 @@ class Watch:
 
     Args:
         num_steps: the last step.
+        step: where the run stands already.
         quiet: show nothing.
     """
 
-    def __init__(self, num_steps: int, *, quiet: bool = False) -> None:
+    def __init__(self, num_steps: int, *, step: int = 0, quiet: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -67,7 +68,7 @@ class Watch:
             console=self.console,
             disable=quiet or not sys.stderr.isatty(),
         )
-        self.job = self.bar.add_task("", total=num_steps, rate=0.0, loss=float("nan"))
+        self.job = self.bar.add_task("", total=num_steps, completed=step, rate=0.0, loss=float("nan"))
 
     def __enter__(self) -> Self:
         self.bar.start()
