@@ -1,5 +1,7 @@
 """The 2017 Transformer against the paper's counts and against transformers' MarianMT, in float64."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from regard import zoo
 from regard.attention.position import sinusoid_table
 from regard.checkpoint.keymap import Rule, to_theirs
 from regard.core.errors import ConfigError, InputError
+from regard.core.types import Index
 from regard.models.transformer import LayerSizes, Transformer, TransformerConfig, from_hf, to_hf
 
 transformers = pytest.importorskip("transformers")
@@ -261,3 +264,21 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state_alone(
         assert torch.equal(a, b), name
         if a.ndim == 2:
             assert not torch.equal(a, c), name
+
+
+def test_a_forward_pass_leaves_nothing_for_the_cycle_collector() -> None:
+    config = TransformerConfig(
+        vocab_size=V, embed_dim=16, ffn_dim=32, num_heads=4, num_encoder_layers=1, positions="t5"
+    )
+    model = zoo.build(config)
+    gc.collect()
+    gc.disable()
+    try:
+        output = model(**inputs(), weights=True)
+        memory = weakref.ref(output.memory)
+        output.logits.sum().backward()
+        del output
+        assert memory() is None
+        assert not [each for each in gc.get_objects() if type(each) is Index and each.memo]
+    finally:
+        gc.enable()

@@ -155,7 +155,7 @@ def _additive(mask: Mask, bias: Tensor | None, q_index: Index, k_index: Index, q
 def _block_mask(mask: Mask, q_index: Index, k_index: Index, q: Tensor) -> Any:
     if sees_all(mask, q_index, k_index):
         return None
-    key = (_block_mask, mask, k_index, q.shape[:2])
+    key = (_block_mask, mask, q_index.beside(k_index), q.shape[:2])
     if key not in q_index.memo:
         from torch.nn.attention.flex_attention import create_block_mask
 

@@ -221,7 +221,11 @@ def dense(mask: Mask, q_index: Index, k_index: Index, *, batch: int, heads: int)
         batch: B.
         heads: H. The result's second dimension is 1 unless the mask tells heads apart.
     """
-    key = (mask, k_index, heads)  # not the batch, which its indices imply and torch.export knows by symbol only
+    key = (
+        mask,
+        q_index.beside(k_index),
+        heads,
+    )  # not the batch, which its indices imply and torch.export knows by symbol only
     if key not in q_index.memo:
         q_index.memo[key] = _dense(mask, q_index, k_index, batch, heads)
     found: Tensor | None = q_index.memo[key]

@@ -191,7 +191,7 @@ class ALiBi(PositionScheme):
         self.num_heads = num_heads
 
     def bias(self, q: Float[Tensor, "B H Q D"], q_index: Index, k_index: Index) -> Float[Tensor, "R H Q K"]:
-        key = (self, k_index, q.dtype)
+        key = (self, q_index.beside(k_index), q.dtype)
         if key not in q_index.memo:
             distance = (q_index.at[:, None, :, None] - k_index.at[:, None, None, :]).abs()
             slopes = alibi_slopes(self.num_heads).to(q.device)[:, None, None]
@@ -219,7 +219,7 @@ class T5Buckets(PositionScheme):
         nn.init.normal_(self.weight, std=0.02)
 
     def bias(self, q: Float[Tensor, "B H Q D"], q_index: Index, k_index: Index) -> Float[Tensor, "R H Q K"]:
-        key = (self, k_index)
+        key = (self, q_index.beside(k_index))
         if key not in q_index.memo:
             distance = k_index.at[:, None, :] - q_index.at[:, :, None]
             q_index.memo[key] = self.weight[self.buckets(distance)].permute(0, 3, 1, 2)

@@ -85,6 +85,13 @@ class Index:
         """S, the number of places."""
         return self.order.shape[1]
 
+    def beside(self, other: Index) -> Index | None:
+        """What stands for ``other`` in a key of this index's memo: None for itself.
+
+        An index that held itself would keep its tensors until Python's collector looks for cycles, steps later.
+        """
+        return None if other is self else other
+
     def rows(self, keep: Int[Tensor, "N"]) -> Index:
         """The index of the chosen rows."""
         if self.order.shape[0] == 1:

@@ -442,10 +442,10 @@ PUBLISHED = TransformerConfig(position_layout="half", logits_bias=True)
 
 def to_hf(config: TransformerConfig) -> dict[str, Any]:
     """The published MarianMT configuration of ``config``. Raises ConfigError naming what it has no word for."""
-    for name in ("gated", "norm", "norm_order", "norm_eps", "positions", "position_layout", "logits_bias", "drop_path"):
-        if getattr(config, name) != getattr(PUBLISHED, name):
-            wanted = getattr(PUBLISHED, name)
-            raise ConfigError(f"the published layout has no {name}={getattr(config, name)!r}, only {wanted!r}")
+    names = ("gated", "norm", "norm_order", "norm_eps", "positions", "position_layout", "logits_bias", "drop_path")
+    ours, theirs = ({name: getattr(each, name) for name in names} for each in (config, PUBLISHED))
+    if odd := [f"{name}={ours[name]!r} (only {theirs[name]!r})" for name in names if ours[name] != theirs[name]]:
+        raise ConfigError(f"the published layout has no {', '.join(odd)}")
     widths = [config.sizes(i).ffn_dim for i in range(config.num_encoder_layers + config.num_decoder_layers)]
     encoder_ffn, decoder_ffn = widths[0], widths[-1]
     sides = [encoder_ffn] * config.num_encoder_layers + [decoder_ffn] * config.num_decoder_layers
