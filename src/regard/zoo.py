@@ -189,7 +189,8 @@ def save(model: nn.Module, folder: str | Path, *, layout: Layout = "regard") -> 
     family = family_of(model.config)
     tensors, config = tensors_of(model), {"format": FORMAT, "family": family.name, "config": to_json(model.config)}
     if layout == "hf":
-        tensors, config = to_theirs(tensors, family.keymap(model.config)), family.to_hf(model.config)
+        config = family.to_hf(model.config)
+        tensors = to_theirs(tensors, family.keymap(model.config))
     write(Path(folder), {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, config)
 
 
