@@ -11,18 +11,20 @@ def translate() -> Recipe:
     """A tiny model for two cores; without data it learns phrases, in under four minutes."""
     model = TransformerConfig(
         vocab_size=0, embed_dim=128, ffn_dim=512, num_heads=4, num_encoder_layers=2, num_decoder_layers=2,
-        norm_order="pre",
+        norm_order="pre", dropout=0.1,
     )  # fmt: skip
-    return _two_cores(model, vocab_size=2000, num_steps=2000, lr=3e-3, warmup=200)
+    data = ParallelText(vocab_size=2000, max_tokens=2048)
+    return _two_cores(model, data, Schedule("linear", lr=3e-3, warmup=200), num_steps=2000, average=0.99)
 
 
 def translate_small() -> Recipe:
     """A small model for two cores and tens of thousands of real sentences, in half an hour."""
     model = TransformerConfig(
         vocab_size=0, embed_dim=256, ffn_dim=1024, num_heads=4, num_encoder_layers=3, num_decoder_layers=3,
-        norm_order="pre", dropout=0.2,
+        norm_order="pre", dropout=0.3,
     )  # fmt: skip
-    return _two_cores(model, vocab_size=6000, num_steps=6000, lr=1.5e-3, warmup=400)
+    data = ParallelText(vocab_size=6000, max_tokens=3000)
+    return _two_cores(model, data, Schedule("linear", lr=2e-3, warmup=500), num_steps=5000, average=0.998)
 
 
 def translate_base() -> Recipe:
@@ -36,15 +38,17 @@ def translate_big() -> Recipe:
     return _paper(big, num_steps=300_000)
 
 
-def _two_cores(model: TransformerConfig, *, vocab_size: int, num_steps: int, lr: float, warmup: int) -> Recipe:
+def _two_cores(
+    model: TransformerConfig, data: ParallelText, schedule: Schedule, *, num_steps: int, average: float
+) -> Recipe:
     """Small batches, and a rate that has fallen to 0 when the time is over: what learns most in minutes."""
     return Recipe(
         model=model,
-        data=ParallelText(vocab_size=vocab_size, max_tokens=2048),
+        data=data,
         objective=Supervise(label_smoothing=0.1),
-        schedule=Schedule("linear", lr=lr, warmup=warmup),
+        schedule=schedule,
         num_steps=num_steps,
-        average=0.99,
+        average=average,
         valid_every=num_steps // 10,
     )
 
