@@ -1,4 +1,9 @@
+import hypothesis
 import pytest
+
+# Machines are noisy: how long an example takes is never a failure.
+hypothesis.settings.register_profile("noisy", deadline=None)
+hypothesis.settings.load_profile("noisy")
 
 
 @pytest.fixture(scope="session")

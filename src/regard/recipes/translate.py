@@ -24,7 +24,7 @@ def translate_small() -> Recipe:
         norm_order="pre", dropout=0.3,
     )  # fmt: skip
     data = ParallelText(vocab_size=6000, max_tokens=3000)
-    return _two_cores(model, data, Schedule("linear", lr=2e-3, warmup=500), num_steps=5000, average=0.998)
+    return _two_cores(model, data, Schedule("linear", lr=2e-3, warmup=500), num_steps=4000, average=0.998)
 
 
 def translate_base() -> Recipe:
