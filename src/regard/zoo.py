@@ -191,13 +191,14 @@ def save(model: nn.Module, folder: str | Path, *, layout: Layout = "regard") -> 
     if layout == "hf":
         config = family.to_hf(model.config)
         tensors = to_theirs(tensors, family.keymap(model.config))
-    write(Path(folder), {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, config)
+    write(Path(folder), tensors, config, checksum=layout == "regard")
 
 
 def checkpoint_folder(folder: str | Path) -> Path:
     """Where the checkpoint is: in the folder itself or, for a run, in its ``best``. Raises CheckpointError."""
     found = resolve(folder)
-    settle(found)
+    for place in (found, found / "best"):
+        settle(place)
     return found / "best" if not (found / CONFIG).exists() and (found / "best").is_dir() else found
 
 

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,39 @@ def test_a_model_can_be_saved_over_the_files_it_is_mapped_from(tmp_path) -> None
     found = read(tmp_path)
     write(tmp_path, {name: tensor.mul_(2) for name, tensor in found.items()}, {})
     assert all(same_bits(tensor, tensors(2.0)[name]) for name, tensor in read(tmp_path).items())
+
+
+@FUZZ
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, place, bit) -> None:
+    shapes = {"a": torch.arange(3.0), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(True)}
+    saved = {**shapes, "d": torch.empty(0)}
+    write(tmp_path, saved, {})
+    content = bytearray((tmp_path / SINGLE).read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    (tmp_path / SINGLE).write_bytes(content)
+    found = saved
+    with suppress(CheckpointError):
+        found = read(tmp_path)
+    assert found.keys() == saved.keys()
+    assert all(same_bits(found[name], saved[name]) for name in saved)
+
+
+def test_damaged_weights_are_told_by_their_checksum(tmp_path) -> None:
+    write(tmp_path, tensors(), {})
+    content = bytearray((tmp_path / SINGLE).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / SINGLE).write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum"):
+        read(tmp_path)
+
+
+def test_a_file_is_the_same_bytes_every_time(tmp_path) -> None:
+    files = []
+    for _ in range(8):
+        write(tmp_path, tensors(), {})
+        files.append((tmp_path / SINGLE).read_bytes())
+    assert len(set(files)) == 1
 
 
 def test_new_weights_displace_the_old_however_sharded_and_nothing_else(tmp_path) -> None:

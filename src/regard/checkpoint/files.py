@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,56 +28,104 @@ INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 _SAVED, _NAMES = ".saved", ".names.json"
-_METADATA = {"format": "pt"}  # what every published file says of itself
+_METADATA = {"format": "pt"}  # what every published file says of itself; two entries would come in any order
+_CHECKSUM = "xxh3_128"
 GB = 10**9
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, mapped from its files: no byte is read before it is used, none is copied.
+    """Every tensor of a checkpoint, mapped from its files: nothing is copied.
 
-    The tensors may be written to; the files do not change. Where there is both one file and an index, the one file
-    counts, as it does for transformers.
+    Files that carry a checksum, as ours do, are held against it; of others no byte is read before it is used. The
+    tensors may be written to; the files do not change. Where there is both one file and an index, the one file counts,
+    as it does for transformers.
 
     Raises:
         CheckpointError: missing, damaged, not safetensors, or not wholly inside the folder.
     """
     settle(folder)
     if _exists(folder, SINGLE):
-        return _open(inside(folder, SINGLE))
+        return load_tensors(inside(folder, SINGLE))
     if _exists(folder, INDEX):
         return _read_shards(folder)
     raise CheckpointError(_nothing(folder))
 
 
 def write(
-    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], *, max_shard_size: int = 5 * GB
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    *,
+    checksum: bool = True,
+    max_shard_size: int = 5 * GB,
 ) -> None:
     """Write a checkpoint, config.json and tensors, in place of the one in the folder; other files stay.
+
+    Args:
+        folder: made if needed.
+        tensors: what to write, one file or shards of at most ``max_shard_size`` bytes; a tensor bigger than that has
+            a shard of its own. No tensor may stand under two names.
+        config: what config.json will say.
+        checksum: whether the files carry one; published files have none.
+        max_shard_size: in bytes.
 
     Raises:
         CheckpointError: it cannot be written (a full disk, no permission); the old checkpoint is as it was.
     """
     with replacing(folder) as staged:
         (staged / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_tensors(staged, tensors, max_shard_size=max_shard_size)
+        _write_shards(staged, _shards(tensors, max_shard_size), checksum)
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, max_shard_size: int = 5 * GB) -> None:
-    """Write tensors into an empty folder (see :func:`replacing`), as one file or as shards of at most so many bytes.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, checksum: bool = True) -> None:
+    """Write one safetensors file; give it a checksum, so that no later change to it goes unseen.
 
-    A tensor bigger than that has a shard of its own. No tensor may stand under two names.
+    Raises:
+        OSError, SafetensorError: the disk does not take it; inside :func:`replacing` that becomes one clear line.
     """
-    shards = _shards(tensors, max_shard_size)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, path, {_CHECKSUM: _digest(whole)} if checksum else _METADATA)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, mapped; held against its checksum where it carries one.
+
+    Raises:
+        CheckpointError: missing, damaged, changed since it was written, or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            written = (file.metadata() or {}).get(_CHECKSUM)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: truncated, damaged or not safetensors ({_reason(error)})") from None
+    if written is not None and written != _digest(tensors):
+        raise CheckpointError(
+            f"{path}: damaged or tampered with: its tensors do not have the checksum that was written with them"
+        )
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """XXH3 over names, types, shapes and bytes: finds damage at the speed of memory, keeps no forger out."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write_shards(folder: Path, shards: Sequence[Mapping[str, Tensor]], checksum: bool) -> None:
     if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE, _METADATA)
+        save_tensors(folder / SINGLE, shards[0], checksum=checksum)
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, _METADATA)
+        save_tensors(folder / name, shard, checksum=checksum)
         weight_map.update(dict.fromkeys(shard, name))
     index = {
-        "metadata": {"total_size": sum(map(_size, tensors.values()))},
+        "metadata": {"total_size": sum(_size(tensor) for shard in shards for tensor in shard.values())},
         "weight_map": dict(sorted(weight_map.items())),
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -178,20 +228,12 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
         path = inside(folder, shard)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file, but {INDEX} lists it")
-        found = _open(path)
+        found = load_tensors(path)
         if found.keys() != listed:
             name = min(found.keys() ^ listed)
             raise CheckpointError(f"{path}: {'holds' if name in found else 'lacks'} {name!r}, contrary to {INDEX}")
         tensors |= found
     return tensors
-
-
-def _open(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: truncated, damaged or not safetensors ({_reason(error)})") from None
 
 
 def _exists(folder: Path, name: str) -> bool:
@@ -234,7 +276,7 @@ def _shards(tensors: Mapping[str, Tensor], max_shard_size: int) -> Sequence[dict
         if shards[-1] and filled + _size(tensor) > max_shard_size:
             shards.append({})
             filled = 0
-        shards[-1][name] = tensor.detach().contiguous()
+        shards[-1][name] = tensor
         filled += _size(tensor)
     return shards
 

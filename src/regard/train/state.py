@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from regard.checkpoint.files import settle
+from regard.checkpoint.files import load_tensors, save_tensors, settle
 from regard.checkpoint.load import tensors_of
 from regard.core.errors import CheckpointError, TrainingError
 from regard.core.serial import load_json, to_json
@@ -48,7 +46,7 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, optimizer: to
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    save_file({name: value.detach().contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+    save_tensors(folder / WEIGHTS, tensors)
     (folder / PROGRESS).write_text(json.dumps(to_json(progress), indent=2) + "\n", encoding="utf-8")
 
 
@@ -60,10 +58,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         CheckpointError: the files are missing, damaged, or of another model.
     """
     file = folder / WEIGHTS
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); training cannot go on from here") from None
+    tensors = load_tensors(file)
     progress = load_json(Progress, folder / PROGRESS)
     try:
         for name, value in tensors_of(model).items():
