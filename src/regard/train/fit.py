@@ -24,7 +24,7 @@ from regard.core.types import Batch
 from regard.objectives.objective import Objective
 from regard.tasks.task import Task
 from regard.train.optimize import build_optimizer
-from regard.train.precision import PrecisionName, autocast, resolve
+from regard.train.precision import PrecisionName, autocast, keep_few_kernels, resolve
 from regard.train.recipe import Recipe, save_recipe
 from regard.train.state import Progress, claim, load_state, save_state
 from regard.train.watch import Log, Watch
@@ -46,6 +46,7 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False)
         CheckpointError: a checkpoint cannot be written or read.
         DataError, ConfigError: what the recipe names cannot be used.
     """
+    keep_few_kernels()
     with claim(out, resume=resume) as begun:
         torch.manual_seed(recipe.seed)
         task = recipe.data.open(out if begun else None)

@@ -1,5 +1,6 @@
 """The type that matrices are multiplied in while training."""
 
+import os
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -21,3 +22,13 @@ def resolve(precision: PrecisionName, device: torch.device) -> Literal["float32"
 def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextManager[Any]:
     """Multiply matrices in this type; weights, norms, softmax and loss stay in float32 (Micikevicius et al. 2018)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolve(precision, device) == "bfloat16")
+
+
+def keep_few_kernels() -> None:
+    """Let oneDNN keep 64 compiled kernels, unless the environment says otherwise or it has begun to work.
+
+    It compiles one for each shape of batch, and shapes hardly ever come twice: the 1,024 that it would keep take
+    gigabytes, and training is a little slower with them.
+    """
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, and torch's of its handles
+        os.environ.setdefault(cache, "64")
