@@ -7,22 +7,21 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import regard.models
-from regard.attention.attention import Attention
 from regard.attention.kernel import KernelName
 from regard.attention.kernel import kernel as kernel_called
 from regard.blocks.init import initialise
-from regard.checkpoint.files import CONFIG, read, read_json, settle, write
+from regard.checkpoint.files import CONFIG, checksum, read, read_json, reading, settle, write
 from regard.checkpoint.hub import resolve
 from regard.checkpoint.keymap import to_theirs
-from regard.checkpoint.load import assign, tensors_of
-from regard.core.errors import ConfigError, did_you_mean
+from regard.checkpoint.load import assign, reconcile, tensors_of
+from regard.core.errors import CheckpointError, ConfigError, did_you_mean
 from regard.core.serial import from_json, to_json
 from regard.family import Family
 
@@ -137,14 +136,6 @@ def config_of(size: Any) -> Any:
     return named[size]
 
 
-def use_kernel(model: nn.Module, kernel: KernelName) -> None:
-    """Let every attention of ``model`` compute with this kernel. Raises ConfigError for an unknown one."""
-    kernel_called(kernel)
-    for module in model.modules():
-        if isinstance(module, Attention):
-            module.kernel = kernel
-
-
 def load(
     folder: str | Path,
     *,
@@ -154,7 +145,7 @@ def load(
 ) -> nn.Module:
     """The model saved in ``folder``, ours or a published one, in evaluation mode; exact or an error.
 
-    Tensors are memory-mapped and stay so where neither type nor layout changes, so opening costs what is read.
+    Tensors are memory-mapped and stay so where neither type nor layout changes: nothing is copied.
 
     Args:
         folder: a checkpoint, or a run, whose best checkpoint is meant; or, with the hub extra, a hub id.
@@ -166,12 +157,24 @@ def load(
         CheckpointError: nothing there, damaged files, or tensors that do not fit; all misfits are named together.
         ConfigError: a configuration of no known family, or with settings that the family does not have.
     """
+    _check_place(dtype, device)
     folder = checkpoint_folder(folder)
-    family, config, published = read_config(folder)
+    with reading(folder):
+        family, config, published = read_config(folder)
+        tensors = read(folder)
     model = skeleton(family, config, kernel)
     rules = family.keymap(config) if published else None
-    assign(model, read(folder), where=folder, rules=rules, dtype=dtype, device=device)
+    assign(model, tensors, where=folder, rules=rules, dtype=dtype, device=device)
     return model.eval()
+
+
+def _check_place(dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(f"dtype must be a floating-point type such as torch.bfloat16, not {dtype!r}")
+    try:
+        torch.device(device or "cpu")
+    except RuntimeError:
+        raise ConfigError(f"no device {device!r}; name one as torch does, such as 'cpu' or 'cuda:0'") from None
 
 
 def save(model: nn.Module, folder: str | Path, *, layout: Layout = "regard") -> None:
@@ -183,11 +186,20 @@ def save(model: nn.Module, folder: str | Path, *, layout: Layout = "regard") -> 
         layout: our own, or the published Hugging Face one.
 
     Raises:
-        CheckpointError: the disk does not take it; what was there before is untouched.
-        ConfigError: the published layout cannot say what this configuration says.
+        CheckpointError: the tensors are not those that the configuration says, or the disk does not take them; what
+            was there before is untouched.
+        ConfigError: no family's model, or the published layout cannot say what its configuration says.
     """
-    family = family_of(model.config)
-    tensors, config = tensors_of(model), {"format": FORMAT, "family": family.name, "config": to_json(model.config)}
+    if layout not in get_args(Layout):
+        raise ConfigError(f"no layout {layout!r}; there are {', '.join(get_args(Layout))}")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    family = family_of(getattr(model, "config", None))
+    tensors = tensors_of(model)
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise CheckpointError("a model on the meta device has no weights to save")
+    reconcile(tensors_of(skeleton(family, model.config, "auto")), tensors, "the model to save")
+    config = {"format": FORMAT, "family": family.name, "config": to_json(model.config)}
+    config["checksum"] = checksum(config)
     if layout == "hf":
         config = family.to_hf(model.config)
         tensors = to_theirs(tensors, family.keymap(model.config))
@@ -214,6 +226,8 @@ def read_config(folder: Path) -> tuple[Family, Any, bool]:
     if str(value.get("family")) in families():
         if value.get("format") != FORMAT:
             raise ConfigError(f"{path}: has format {value.get('format')}, this version reads {FORMAT}")
+        if value.get("checksum", checksum(value)) != checksum(value):
+            raise ConfigError(f"{path}: changed since it was saved; if that was meant, delete its 'checksum'")
         family = families()[value["family"]]
         return family, from_json(family.config, value.get("config"), f"{path}: config"), False
     for family in families().values():

@@ -38,6 +38,16 @@ def test_a_packed_model_cannot_be_saved() -> None:
         pack(zoo.build(CONFIG)).state_dict()
 
 
-def test_other_types_are_left_alone() -> None:
-    model = zoo.build(CONFIG, dtype=torch.float64)
-    assert pack(model) is model
+def test_a_copy_for_inference_shares_what_it_does_not_pack() -> None:
+    model = zoo.build(CONFIG, dtype=torch.float64).train()
+    twin = pack(model)
+    assert model.training
+    assert not any(module.training for module in twin.modules())
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in model.parameters()}
+
+
+def test_there_are_no_gradients_and_nobody_is_left_to_wonder() -> None:
+    packed = PackedLinear(torch.ones(2, 3), None)
+    with pytest.raises(Unsupported, match="no gradients"):
+        packed(torch.ones(1, 3, requires_grad=True))
+    assert packed(torch.ones(1, 3)).tolist() == [[3.0, 3.0]]

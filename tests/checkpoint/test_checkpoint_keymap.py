@@ -161,7 +161,7 @@ def test_a_repeated_tensor_stands_in_for_the_original() -> None:
 
 @pytest.mark.parametrize("change", [torch.tensor([[1.0, -0.0]]), torch.tensor([[1.0], [0.0]]), torch.tensor([[1, 0]])])
 def test_a_retied_tensor_is_an_error(change: Tensor) -> None:
-    with pytest.raises(CheckpointError, match="'head' is retied: it must equal 'shared'"):
+    with pytest.raises(CheckpointError, match="retied 'head': it must equal 'shared'"):
         to_ours({"shared": torch.tensor([[1.0, 0.0]]), "head": change}, TIED)
 
 
@@ -174,5 +174,5 @@ def test_stored_constants_are_checked_to_the_stored_precision() -> None:
     assert to_ours({"w": w}, rules) == {"w": w}
     assert to_theirs({"w": w}, rules) == {"w": w}
     for wrong in (value.float() + 1e-5, value[1:], torch.zeros(101, dtype=torch.int64)):
-        with pytest.raises(CheckpointError, match="'table' holds other numbers"):
+        with pytest.raises(CheckpointError, match="wrong 'table': its numbers"):
             to_ours({"w": w, "table": wrong}, rules)

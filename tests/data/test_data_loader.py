@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regard.core.errors import InputError
+from regard.core.errors import DataError, InputError
 from regard.data.loader import Loader, plan
 
 sizes = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60)
@@ -45,9 +45,9 @@ def collate(rows):
     return {"tokens": torch.tensor(rows)}
 
 
-def loader(seed=3, prepare=None):
-    sizes = likely_sizes(300)
-    return Loader(range(300), sizes, collate, max_tokens=400, seed=seed, prepare=prepare)
+def loader(seed=3, prepare=None, count=300):
+    sizes = likely_sizes(count)
+    return Loader(range(count), sizes, collate, max_tokens=400, seed=seed, prepare=prepare)
 
 
 def take(stream, count):
@@ -80,9 +80,15 @@ def test_preparation_is_a_function_of_the_place():
 
     whole = take(loader(prepare=noise), 30)
     resumed = loader(prepare=noise)
-    resumed.restore({"epoch": 0, "index": 12})
+    resumed.restore(resumed.state() | {"epoch": 0, "index": 12})
     assert take(resumed, 18) == whole[12:]
     assert whole[0] != whole[1]
+
+
+def test_nobody_goes_on_with_other_data():
+    state = loader().state()
+    with pytest.raises(DataError, match="not those that the run began with"):
+        loader(count=299).restore(state)
 
 
 def test_no_examples():

@@ -45,7 +45,8 @@ def test_every_form_gives_the_same_pairs(tmp_path, compress, bom, ending, last):
     nested = [{"translation": {"en": source, "de": target}} for source, target in PAIRS]
     assert read_pairs(store("a.tsv", tsv(PAIRS))) == PAIRS
     for name, objects in (("a.jsonl", rows), ("b.jsonl.gz", nested), ("c.ndjson", rows)):
-        assert read_pairs(store(name, "".join(json.dumps(row) + "\n" for row in objects).encode())) == PAIRS
+        stored = store(name, "".join(json.dumps(row) + "\n" for row in objects).encode())
+        assert read_pairs(stored, ("en", "de")) == PAIRS
     one = store("x.en", "".join(f"{source}\n" for source, _ in PAIRS).encode())
     two = store("x.de", "".join(f"{target}\n" for _, target in PAIRS).encode())
     assert read_pairs(f"{one},{two}") == PAIRS
@@ -71,9 +72,13 @@ def test_plain_lines_keep_the_empty_ones(tmp_path):
     assert read_lines(write(tmp_path / "a.txt", "one\n\nthree\n")) == ["one", "", "three"]
 
 
-def test_translations_follow_the_languages_of_the_first_line(tmp_path):
+def test_translations_go_the_way_that_is_asked_for(tmp_path):
     lines = ['{"translation": {"en": "a", "fr": "b"}}', '{"translation": {"fr": "d", "en": "c"}}']
-    assert read_pairs(write(tmp_path / "a.jsonl", "\n".join(lines))) == [("a", "b"), ("c", "d")]
+    path = write(tmp_path / "A.JSONL", "\n".join(lines))
+    assert read_pairs(path, ("en", "fr")) == [("a", "b"), ("c", "d")]
+    assert read_pairs(path, ("fr", "en")) == [("b", "a"), ("d", "c")]
+    message = fault(path, lambda spec: read_pairs(spec, ("en", "de")))
+    assert "line 1: a translation between en and fr, without 'de': name them as data.source and data.target" in message
 
 
 def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path):
@@ -101,8 +106,9 @@ def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path):
         ("a.jsonl", b'{"source": "a", "target": 3}\n', 1, "'target' should be text, found int"),
         ("a.jsonl", b'{"source": "a", "target": ""}\n', 1, "the target is empty"),
         ("a.jsonl", b'{"source": "a", "target": "\\ud800"}\n', 1, "half of a surrogate pair"),
-        ("a.jsonl", b'{"translation": {"en": "a", "de": "b", "fr": "c"}}\n', 1, "in 2 languages, found 3"),
-        ("a.jsonl", b'{"translation": {"en": "a", "de": "b"}}\n{"translation": {"en": "a"}}', 2, "missing key 'de'"),
+        ("a.jsonl", b'{"source": "a", "target": "b\\nc"}\n', 1, "'target' has a line break in it"),
+        ("a.jsonl", b"[" * 200_000, 1, "nested too deep"),
+        ("a.tsv", b'{"source": "a", "target": "b"}\n', 1, "has a name that ends in .jsonl"),
     ],
 )
 def test_a_fault_names_file_and_line(tmp_path, name, data, line, says):

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from itertools import islice
 
 import pytest
@@ -19,7 +21,7 @@ from torch.nn import functional as F
 
 import regard
 from regard import zoo
-from regard.core.errors import CheckpointError, InputError, TrainingError
+from regard.core.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
 from regard.core.types import IGNORE
 from regard.models.transformer import TransformerConfig
 from regard.objectives.supervise import Supervise
@@ -267,6 +269,42 @@ def test_not_finite_stops_with_the_step(recipe, tmp_path):
         fit(recipe, tmp_path / "run", quiet=True)
 
 
+def test_a_run_goes_on_only_by_its_own_recipe(recipe, whole):
+    with pytest.raises(ConfigError, match="it has another num_steps, seed"):
+        fit(dataclasses.replace(recipe, num_steps=24, seed=3), whole, resume=True, quiet=True)
+    with pytest.raises(ConfigError, match="it has another precision"):
+        fit(dataclasses.replace(recipe, precision="bfloat16"), whole, resume=True, quiet=True)
+    assert fit(dataclasses.replace(recipe, precision="auto"), whole, resume=True, quiet=True).step == 12
+
+
+def test_a_run_stopped_before_its_first_step_goes_on(recipe, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("regard.train.fit.interruptions", stopped_at_once)
+    assert fit(recipe, tmp_path / "run", quiet=True).step == 0
+    monkeypatch.undo()
+    fit(recipe, tmp_path / "run", resume=True, quiet=True)
+    same_run(whole, tmp_path / "run")
+
+
+@contextmanager
+def stopped_at_once():
+    event = threading.Event()
+    event.set()
+    yield event
+
+
+def test_a_pair_too_long_for_the_model_is_named_before_the_first_step(recipe, tmp_path):
+    (tmp_path / "valid.tsv").write_text("1 2\t2 1\n" + "7 " * 80 + "\t7\n")
+    data = dataclasses.replace(recipe.data, valid=str(tmp_path / "valid.tsv"))
+    with pytest.raises(DataError, match=r"valid.tsv: validation pair 2 has \d+ tokens, more than the model's 64"):
+        fit(dataclasses.replace(recipe, data=data), tmp_path / "run", quiet=True)
+
+
+def test_training_leaves_out_what_the_model_has_no_positions_for(recipe, tmp_path):
+    (tmp_path / "train.tsv").write_text("1 2\t2 1\n" * 40 + "7 " * 80 + "\t7\n")
+    data = dataclasses.replace(recipe.data, train=str(tmp_path / "train.tsv"))
+    assert fit(dataclasses.replace(recipe, data=data, num_steps=2), tmp_path / "run", quiet=True).step == 2
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_with_other_files_is_not_touched(recipe, tmp_path, resume):
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -304,9 +342,18 @@ def test_a_folder_in_use_is_not_touched(recipe, tmp_path):
         process.wait()
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(recipe, tmp_path):
-    run = tmp_path / "run"
-    fit(dataclasses.replace(recipe, num_steps=4), run, quiet=True)
+def test_a_full_disk_leaves_the_old_checkpoint(recipe, tmp_path, monkeypatch):
+    run, step = tmp_path / "run", Run.step
+
+    def pull_the_plug(self, batches):
+        if self.progress.step == recipe.valid_every:
+            raise KeyboardInterrupt
+        step(self, batches)
+
+    monkeypatch.setattr(Run, "step", pull_the_plug)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, run, quiet=True)
+    monkeypatch.setattr(Run, "step", step)
     before = load_file(run / "last/training.safetensors")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))

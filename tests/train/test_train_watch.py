@@ -16,6 +16,18 @@ def test_what_came_after_the_checkpoint_is_written_again(tmp_path):
     assert lines == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}]
 
 
+def test_a_log_shorter_than_its_checkpoint_says_is_not_filled_up(tmp_path):
+    log = Log(tmp_path / "log.jsonl")
+    log.write({"step": 1, "loss": 2.0})
+    length = log.sync()
+    for _ in range(2):  # cut back twice, and never written to in between
+        log = Log(tmp_path / "log.jsonl", length)
+        assert log.sync() == length
+    (tmp_path / "log.jsonl").write_bytes(b"")
+    assert Log(tmp_path / "log.jsonl", length).sync() == 0
+    assert (tmp_path / "log.jsonl").read_bytes() == b""
+
+
 def test_without_a_terminal_every_record_is_one_line(capsys):
     with Watch(20) as watch:
         watch.advance(10)

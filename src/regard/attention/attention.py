@@ -88,6 +88,8 @@ class Attention(nn.Module):
         return t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _project(self, source: Tensor, index: Index) -> Held:
+        if index.padded:  # a weight of zero does not stop NaN
+            source = source.masked_fill(index.padding, 0.0)
         k = self.k_norm(self._heads(self.k(self.positions.shift(source, index))))
         return self.positions.rotate(k, index), self._heads(self.v(source)), index
 

@@ -107,7 +107,7 @@ class Window(Mask):
 
 @dataclass(frozen=True)
 class Strided(Mask):
-    """Every ``stride``-th token, counted from the query (Child et al. 2019, section 4.2)."""
+    """Every ``stride``-th token, counted from the query (Child et al. 2019, section 4.3)."""
 
     stride: int
 
@@ -152,6 +152,9 @@ class GlobalTokens(Mask):
 
     orders: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "orders", tuple(self.orders))  # a list has no hash
+
     def allows(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         del b, h
         chosen = torch.tensor(self.orders, device=q.device)
@@ -177,11 +180,10 @@ class _Table(Mask):
     @classmethod
     def by_place(cls, values: Tensor, index: Index) -> _Table:
         """A table from values given by place in the row [B S]: each is moved to its token's order."""
-        if not index.padded:
-            return cls(values)
         order = index.order.expand(values.shape)
-        table = values.new_zeros(values.shape[0], values.shape[1] + 1)
-        table.scatter_(1, torch.where(order < 0, values.shape[1], order), values)
+        size = int(order.max()) + 1
+        table = values.new_zeros(values.shape[0], size + 1)
+        table.scatter_(1, torch.where(order < 0, size, order), values)
         return cls(table[:, :-1])
 
 

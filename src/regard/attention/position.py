@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from regard.core.errors import InputError
 from regard.core.types import Index
 
-Layout = Literal["interleaved", "half"]
+SinusoidLayout = Literal["interleaved", "half"]
 
 
 class PositionScheme(nn.Module):
@@ -47,7 +47,7 @@ class PositionScheme(nn.Module):
 
 @functools.lru_cache(maxsize=16)
 def sinusoid_table(
-    length: int, dim: int, layout: Layout, dtype: torch.dtype, device: torch.device
+    length: int, dim: int, layout: SinusoidLayout, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "S E"]:
     """Sines and cosines of geometrically falling frequencies (Vaswani et al. 2017, section 3.5), computed in float64.
 
@@ -58,7 +58,7 @@ def sinusoid_table(
     return sinusoids(place, dim, layout).to(dtype)
 
 
-def sinusoids(at: Float[Tensor, "*S"], dim: int, layout: Layout) -> Float[Tensor, "*S E"]:
+def sinusoids(at: Float[Tensor, "*S"], dim: int, layout: SinusoidLayout) -> Float[Tensor, "*S E"]:
     """[*S E] sines and cosines of any coordinates. Source: Vaswani et al. 2017, section 3.5."""
     frequency = torch.exp(torch.arange(0, dim, 2, dtype=at.dtype, device=at.device) * (-math.log(10000.0) / dim))
     angle = at[..., None] * frequency
@@ -70,23 +70,28 @@ def sinusoids(at: Float[Tensor, "*S"], dim: int, layout: Layout) -> Float[Tensor
     return table
 
 
-def _check_length(index: Index, max_seq_len: int) -> None:
-    longest = index.length if index.span is None else index.span.stop
-    if longest > max_seq_len and int(index.at.max()) >= max_seq_len:
-        reached = int(index.at.max())
+def check_length(index: Index, max_seq_len: int) -> None:
+    """Raise InputError if a token stands at ``max_seq_len`` or beyond."""
+    if index.span is None and (torch.compiler.is_compiling() or index.at.is_meta):
+        return
+    reached = int(index.at.max()) if index.span is None else index.span.stop - 1
+    if reached >= max_seq_len:
         raise InputError(f"a sequence reaches position {reached}; this model has positions 0 to {max_seq_len - 1}")
 
 
 class Sinusoidal(PositionScheme):
     """Fixed sinusoids added to the embeddings (Vaswani et al. 2017, section 3.5)."""
 
-    def __init__(self, embed_dim: int, max_seq_len: int, layout: Layout = "interleaved") -> None:
+    def __init__(self, embed_dim: int, max_seq_len: int, layout: SinusoidLayout = "interleaved") -> None:
         super().__init__()
         self.embed_dim, self.max_seq_len, self.layout = embed_dim, max_seq_len, layout
 
     def embed(self, x: Float[Tensor, "B S E"], index: Index) -> Float[Tensor, "B S E"]:
-        _check_length(index, self.max_seq_len)
-        table = sinusoid_table(self.max_seq_len, self.embed_dim, self.layout, x.dtype, x.device)
+        check_length(index, self.max_seq_len)
+        # What tracing makes is no table, and must not be kept for those who come after it.
+        traced = torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter)
+        make = sinusoid_table.__wrapped__ if traced else sinusoid_table
+        table = make(self.max_seq_len, self.embed_dim, self.layout, x.dtype, x.device)
         if index.span is not None:
             return x + table[index.span.start : index.span.stop]
         return x + table[index.at]
@@ -98,7 +103,9 @@ class Sinusoidal2D(PositionScheme):
     ``index.at`` is [R S 2]. As in DETR they shift q and k (``where="qk"``); as in ViT variants they are embedded.
     """
 
-    def __init__(self, embed_dim: int, where: Literal["embed", "qk"] = "embed", layout: Layout = "interleaved") -> None:
+    def __init__(
+        self, embed_dim: int, where: Literal["embed", "qk"] = "embed", layout: SinusoidLayout = "interleaved"
+    ) -> None:
         super().__init__()
         if embed_dim % 4:
             raise ValueError(f"two-dimensional sinusoids need embed_dim divisible by 4, not {embed_dim}")
@@ -135,7 +142,7 @@ class Learned(PositionScheme):
         nn.init.normal_(self.weight, std=0.02)
 
     def embed(self, x: Float[Tensor, "B S E"], index: Index) -> Float[Tensor, "B S E"]:
-        _check_length(index, self.max_seq_len)
+        check_length(index, self.max_seq_len)
         return x + nn.functional.embedding(index.at + self.offset, self.weight)
 
 
@@ -154,11 +161,12 @@ class Rotary(PositionScheme):
             raise ValueError(f"rotary_dim must be even and at most head_dim {head_dim}, not {self.rotary_dim}")
 
     def rotate(self, t: Float[Tensor, "B H S D"], index: Index) -> Float[Tensor, "B H S D"]:
-        cosine, sine = self._angles(index, t.dtype)
+        wide = torch.promote_types(t.dtype, torch.float32)
+        cosine, sine = self._angles(index, wide)
         turning, passing = t[..., : self.rotary_dim], t[..., self.rotary_dim :]
-        first, second = turning.chunk(2, dim=-1)
+        first, second = turning.to(wide).chunk(2, dim=-1)
         turned = [first * cosine - second * sine, second * cosine + first * sine]
-        return torch.cat([*turned, passing], dim=-1)
+        return torch.cat([*(half.to(t.dtype) for half in turned), passing], dim=-1)
 
     def _angles(self, index: Index, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         key = (self, dtype)
@@ -191,11 +199,12 @@ class ALiBi(PositionScheme):
         self.num_heads = num_heads
 
     def bias(self, q: Float[Tensor, "B H Q D"], q_index: Index, k_index: Index) -> Float[Tensor, "R H Q K"]:
-        key = (self, q_index.beside(k_index), q.dtype)
+        wide = torch.promote_types(q.dtype, torch.float32)  # distances of some hundreds are not told apart in bfloat16
+        key = (self, q_index.beside(k_index), wide)
         if key not in q_index.memo:
             distance = (q_index.at[:, None, :, None] - k_index.at[:, None, None, :]).abs()
             slopes = alibi_slopes(self.num_heads).to(q.device)[:, None, None]
-            q_index.memo[key] = (-slopes * distance).to(q.dtype)
+            q_index.memo[key] = (-slopes * distance).to(wide)
         found: Tensor = q_index.memo[key]
         return found
 
@@ -219,12 +228,11 @@ class T5Buckets(PositionScheme):
         nn.init.normal_(self.weight, std=0.02)
 
     def bias(self, q: Float[Tensor, "B H Q D"], q_index: Index, k_index: Index) -> Float[Tensor, "R H Q K"]:
-        key = (self, q_index.beside(k_index))
+        # The buckets are kept, the scores not: what recomputation does again must not depend on what was kept.
+        key = (T5Buckets, self.num_buckets, self.max_distance, self.bidirectional, q_index.beside(k_index))
         if key not in q_index.memo:
-            distance = k_index.at[:, None, :] - q_index.at[:, :, None]
-            q_index.memo[key] = self.weight[self.buckets(distance)].permute(0, 3, 1, 2)
-        found: Tensor = q_index.memo[key]
-        return found.to(q.dtype)
+            q_index.memo[key] = self.buckets(k_index.at[:, None, :] - q_index.at[:, :, None])
+        return self.weight[q_index.memo[key]].permute(0, 3, 1, 2).to(q.dtype)
 
     def buckets(self, distance: Int[Tensor, "R Q K"]) -> Int[Tensor, "R Q K"]:
         """The bucket of each signed distance (key position minus query position)."""
@@ -246,11 +254,16 @@ class ShawRelative(PositionScheme):
     """One trained key vector a clipped distance, shared by the heads (Shaw et al. 2018, section 3.2).
 
     The paper's second table, on values, is left out: its table 3 finds no gain from it.
+
+    Args:
+        head_dim: D.
+        max_distance: where distances are clipped.
+        scale: that of the attention it serves; D ** -0.5 unless given.
     """
 
-    def __init__(self, head_dim: int, max_distance: int = 16) -> None:
+    def __init__(self, head_dim: int, max_distance: int = 16, scale: float | None = None) -> None:
         super().__init__()
-        self.max_distance = max_distance
+        self.max_distance, self.scale = max_distance, head_dim**-0.5 if scale is None else scale
         self.weight = nn.Parameter(torch.empty(2 * max_distance + 1, head_dim))
         self.reset_parameters()
 
@@ -261,6 +274,6 @@ class ShawRelative(PositionScheme):
     def bias(self, q: Float[Tensor, "B H Q D"], q_index: Index, k_index: Index) -> Float[Tensor, "B H Q K"]:
         distance = k_index.at[:, None, :] - q_index.at[:, :, None]
         column = distance.clamp(-self.max_distance, self.max_distance) + self.max_distance
-        scores = q @ self.weight.mT * q.shape[-1] ** -0.5
+        scores = q @ self.weight.mT * self.scale
         chosen: Tensor = scores.gather(-1, column[:, None].expand(*scores.shape[:3], column.shape[-1]))
         return chosen

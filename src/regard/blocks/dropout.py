@@ -13,7 +13,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     if p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    dropped = round(p * 65536)
+    dropped = min(round(p * 65536), 65535)
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     kept = draws.view(torch.int16)[: x.numel()] >= dropped - 32768
     return x * kept.view(x.shape).to(x.dtype).mul_(65536 / (65536 - dropped))

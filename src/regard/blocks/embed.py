@@ -84,6 +84,8 @@ class Head(nn.Module):
 
 def check_tokens(tokens: Tensor, vocab_size: int, name: str = "tokens") -> None:
     """Raise InputError, naming the argument, unless ``tokens`` is a non-empty [B S] of ids below ``vocab_size``."""
+    if not isinstance(tokens, Tensor):
+        raise InputError(f"{name} must be a tensor of integer ids, not {type(tokens).__name__}")
     if tokens.dtype not in (torch.int64, torch.int32):
         raise InputError(f"{name} must be integer ids, not {tokens.dtype}".replace("torch.", ""))
     if tokens.ndim != 2 or 0 in tokens.shape:

@@ -95,7 +95,7 @@ class MixtureOfExperts(nn.Module):
         logits = self.router(flat)
         if ctx is not None and ctx.weights is not None:
             ctx.weights[f"{ctx.path}.router"] = logits
-        share, chosen = logits.float().softmax(-1).topk(self.top_k, dim=-1)
+        share, chosen = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).topk(self.top_k, dim=-1)
         share = (share / share.sum(-1, keepdim=True)).to(x.dtype)
         out = torch.zeros_like(flat)
         for number, expert in enumerate(self.experts):
@@ -109,7 +109,7 @@ def load_balance(logits: Float[Tensor, "N X"], top_k: int) -> Float[Tensor, ""]:
 
     Source: Fedus et al. 2022, section 2.2, for ``top_k`` choices a token.
     """
-    chance = logits.float().softmax(-1)
+    chance = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
     chosen: Int[Tensor, "N k"] = chance.topk(top_k, dim=-1).indices
-    load = F.one_hot(chosen, logits.shape[-1]).sum(1).float().mean(0) / top_k
+    load = F.one_hot(chosen, logits.shape[-1]).sum(1).to(chance.dtype).mean(0) / top_k
     return logits.shape[-1] * (load * chance.mean(0)).sum()

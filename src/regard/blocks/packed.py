@@ -26,6 +26,8 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Float[Tensor, "*S I"]) -> Float[Tensor, "*S O"]:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise Unsupported("a packed model is for inference alone: it has no gradients")
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
     def _save_to_state_dict(self, *_: Any) -> None:
@@ -35,15 +37,15 @@ class PackedLinear(nn.Module):
 def pack(model: nn.Module) -> nn.Module:
     """A copy of ``model`` for inference, faster on a CPU, equal within float32 rounding; shares all but packed weights.
 
-    Returns ``model`` itself where packing brings nothing: on other devices and for other types than float32.
+    Where packing brings nothing, on other devices and for other types than float32, the copy shares everything.
     """
-    parameter = next(model.parameters(), None)
-    if parameter is None or parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-        return model
-    if not torch.backends.mkldnn.is_available():
-        return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, cast("dict[int, Any]", shared)).eval()
+    parameter = next(model.parameters(), None)
+    if parameter is None or parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        return twin
+    if not torch.backends.mkldnn.is_available():
+        return twin
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, (nn.Linear, Head)):

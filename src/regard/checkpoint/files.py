@@ -106,6 +106,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def checksum(config: Mapping[str, Any]) -> str:
+    """XXH3 over what a configuration says, its own ``checksum`` left out."""
+    said = {name: value for name, value in config.items() if name != "checksum"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(said, sort_keys=True).encode())
+
+
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     """XXH3 over names, types, shapes and bytes: finds damage at the speed of memory, keeps no forger out."""
     digest = xxhash.xxh3_128()
@@ -152,18 +158,19 @@ def replacing(folder: Path) -> Iterator[Path]:
         try:
             yield staged
             _seal(staged)
-            staged.rename(folder / _SAVED)
+            with _locked(folder, exclusive=True):
+                staged.rename(folder / _SAVED)
+                _flush(folder)
+                _finish(folder)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
-        _flush(folder)
     except (OSError, SafetensorError) as error:
         if new:
             with suppress(OSError):
                 folder.rmdir()
         kept = "" if new else "; what was there is untouched"
         raise CheckpointError(f"{folder}: cannot be saved ({_reason(error)}){kept}") from None
-    settle(folder)
 
 
 def settle(folder: Path) -> None:
@@ -173,13 +180,34 @@ def settle(folder: Path) -> None:
         CheckpointError: there is one to finish but the folder may not be written to.
     """
     staged = folder / _SAVED
-    if not staged.is_dir() or staged.is_symlink():
+    if staged.is_dir() and not staged.is_symlink():
+        with _locked(folder, exclusive=True):
+            _finish(folder)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """While the block reads several files of the folder, no save replaces some of them; none is left half done.
+
+    Raises:
+        CheckpointError: there is a save to finish but the folder may not be written to.
+    """
+    settle(folder)
+    with _locked(folder, exclusive=False):
+        yield
+
+
+def _finish(folder: Path) -> None:
+    staged = folder / _SAVED
+    if not staged.is_dir():  # another process has finished it meanwhile
         return
     listing = staged / _NAMES
+    names = read_json(listing) if listing.exists() else []  # none: all was done but for the last line
+    if not isinstance(names, list) or not all(isinstance(name, str) and _is_plain(name) for name in names):
+        raise CheckpointError(f"{staged}: not the remains of an interrupted save; delete it")
+    if lost := [name for name in names if not (staged / name).exists() and not (folder / name).exists()]:
+        raise CheckpointError(f"{staged}: an interrupted save that has lost its {lost[0]!r}; delete it")
     try:
-        names = read_json(listing) if listing.exists() else []  # none: all was done but for the last line
-        if not isinstance(names, list) or not all(isinstance(name, str) and _is_plain(name) for name in names):
-            raise CheckpointError(f"{staged}: not the remains of an interrupted save; delete it")
         if any(map(_WEIGHTS.fullmatch, names)):
             for path in folder.iterdir():
                 if _WEIGHTS.fullmatch(path.name) and path.name not in names:
@@ -192,6 +220,20 @@ def settle(folder: Path) -> None:
         staged.rmdir()
     except OSError as error:
         raise CheckpointError(f"{folder}: an interrupted save cannot be finished here ({_reason(error)})") from None
+
+
+@contextmanager
+def _locked(folder: Path, *, exclusive: bool) -> Iterator[None]:
+    """Readers keep writers from moving files, and all keep each other from finishing the same save twice."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks know no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def inside(folder: Path, name: str) -> Path:

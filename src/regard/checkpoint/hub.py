@@ -21,11 +21,17 @@ def resolve(name: str | Path) -> Path:
         CheckpointError: no such folder (names the nearest there is), or the hub has no such repository.
         MissingExtra: a hub name without the ``hub`` extra.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    if not str(name):
+        raise CheckpointError("'': no name of a folder; '.' is the one you are in")
+    try:
+        folder = Path(name).expanduser()
+        there, folder_there = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{str(name)[:60]!r}: no name that a folder can have ({error})") from None
+    if folder_there:
         settle(folder)
         return folder
-    if folder.exists():
+    if there:
         raise CheckpointError(f"{folder}: is a file; give the folder it is in")
     if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not folder.parent.exists():
         return _download(name)

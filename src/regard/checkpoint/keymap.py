@@ -135,7 +135,9 @@ def to_ours(theirs: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Te
         CheckpointError: a key without a rule or with two; a repeated or computed tensor that is not what it should be.
     """
     ours: dict[str, Tensor] = {}
-    found = essential(theirs, rules)
+    found, problems = essential(theirs, rules)
+    if problems:
+        raise CheckpointError("; ".join(problems))
     claims = _claims(found, rules, lambda rule: rule.theirs)
     _refuse([key for key in found if key not in claims], [rule.theirs for rule in rules])
     for key, (rule, op, numbers) in claims.items():
@@ -169,13 +171,12 @@ def to_theirs(ours: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Te
     return theirs
 
 
-def essential(theirs: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Their tensors without those that follow from others, which are checked and left out.
+def essential(theirs: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict[str, Tensor], list[str]]:
+    """Their tensors without those that follow from others; and which of those are not what follows.
 
-    Raises:
-        CheckpointError: a copy differs from its original, or stored constants from the computed ones.
+    Those are copies that differ from their original, and stored constants that differ from the computed ones.
     """
-    kept = dict(theirs)
+    kept, problems = dict(theirs), []
     originals = {rule.names[0]: rule.theirs for rule in rules if not isinstance(rule.op, (Repeat, Constant))}
     for rule in rules:
         for key, numbers in list(_matches(kept, rule.theirs)):
@@ -183,10 +184,10 @@ def essential(theirs: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, 
                 tensor = kept.pop(key)
                 original = _fill(originals[rule.names[0]], numbers)
                 if not same_bits(kept.setdefault(original, tensor), tensor):
-                    raise CheckpointError(f"'{key}' is retied: it must equal '{original}', and does not")
+                    problems.append(f"retied '{key}': it must equal '{original}', and does not")
             elif isinstance(rule.op, Constant) and not _close(kept.pop(key), rule.op.value()):
-                raise CheckpointError(f"'{key}' holds other numbers than this family computes there")
-    return kept
+                problems.append(f"wrong '{key}': its numbers or shape are not those that this family computes")
+    return kept, problems
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -50,11 +50,8 @@ def assign(
         found = dict(tensors)
     else:
         shapes = {name: tensor.detach().to("meta") for name, tensor in expected.items()}
-        try:
-            theirs = essential(tensors, rules)
-        except CheckpointError as error:
-            raise CheckpointError(f"{where}: {error}") from None
-        reconcile(to_theirs(shapes, rules), theirs, where)
+        theirs, problems = essential(tensors, rules)
+        reconcile(to_theirs(shapes, rules), theirs, where, problems=problems)
         found = to_ours(theirs, rules)
     new = {id(expected[name]): _like(expected[name], tensor, dtype, device) for name, tensor in found.items()}
     model.load_state_dict({name: new[id(old)] for name, old in _named(model).items()}, assign=True)
@@ -69,6 +66,7 @@ def reconcile(
     where: str | Path,
     *,
     tied: Mapping[str, str] | None = None,
+    problems: Sequence[str] = (),
 ) -> None:
     """Compare names, shapes and kinds of number (floating point, integer, ...); widths may differ.
 
@@ -77,6 +75,7 @@ def reconcile(
         found: what the checkpoint has.
         where: the checkpoint, for the error message.
         tied: names that the model gives to a tensor it has under another name already, with that name.
+        problems: other faults of the checkpoint, to be told with these.
 
     Raises:
         CheckpointError: they differ. The first line counts the differences and tells the first; if there are more,
@@ -93,9 +92,11 @@ def reconcile(
         hint = f": this model has it tied to {original!r}" if original else nearest_expected(name)
         lines.append(f"unexpected {name!r}{hint}")
     lines += [f"misshapen {name!r}: {_show(found[name])}, expected {_show(expected[name])}" for name in misshapen]
+    lines += problems
     if not lines:
         return
     counts = [(len(missing), "missing"), (len(unexpected), "unexpected"), (len(misshapen), "misshapen")]
+    counts.append((len(problems), "inconsistent"))
     summary = ", ".join(f"{count} {what}" for count, what in counts if count)
     head = f"{where}: the tensors are not this model's ({summary}): {lines[0]}"
     raise CheckpointError("\n  ".join([f"{head}; all of them:", *lines]) if len(lines) > 1 else head)

@@ -21,14 +21,13 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse(argv)
 
-    from regard.data.source import read_pairs
     from regard.evaluate.translation import evaluate
     from regard.front import method, open_run
 
     task, model = open_run(args.run)
     splits = {} if args.data else task.data.splits
     used = args.data or next(split for split in ("test", "valid") if splits[split])
-    found = evaluate(task, model, read_pairs(args.data) if args.data else splits[used], method(args.beam))
+    found = evaluate(task, model, task.data.read(args.data) if args.data else splits[used], method(args.beam))
     sys.stdout.write((json.dumps(as_object(found, used)) if args.json else as_text(found, used)) + "\n")
     return 0
 

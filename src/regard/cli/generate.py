@@ -62,7 +62,7 @@ def write(args: Namespace, prompt: str) -> None:
     from regard.data.tokenize import Tokenizer
     from regard.front import default_device
     from regard.generate.decode import decode, greedy, sample
-    from regard.generate.text import Pieces
+    from regard.generate.text import stream
 
     device = default_device()
     model: Any = zoo.load(args.model, device=device)
@@ -76,9 +76,10 @@ def write(args: Namespace, prompt: str) -> None:
         tokens = [tokenizer.bos, *tokens]
     places = model.config.max_seq_len - len(tokens)
     max_tokens = min(256, places) if args.max_tokens is None else args.max_tokens
-    pieces = Pieces(tokenizer, args.stop)
+    with torch.inference_mode():
+        decoding = model.begin(max_len=len(tokens) + max_tokens, **inputs)
     steps = decode(
-        model.begin(max_len=len(tokens) + max_tokens, **inputs),
+        decoding,
         torch.tensor([tokens], device=device),
         pick=sample(args.seed or 0) if args.temperature else greedy,
         transforms=transforms(args),
@@ -86,12 +87,10 @@ def write(args: Namespace, prompt: str) -> None:
         min_tokens=args.min_tokens,
         max_tokens=max_tokens,
     )
-    for step in steps:
-        sys.stdout.write(pieces.feed(int(step.tokens)))
+    for piece in stream(steps, tokenizer, args.stop):
+        sys.stdout.write(piece)
         sys.stdout.flush()
-        if pieces.stopped:
-            break
-    sys.stdout.write(pieces.finish() + "\n")
+    sys.stdout.write("\n")
 
 
 def transforms(args: Namespace) -> list["Transform"]:

@@ -3,7 +3,7 @@
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from regard.cli.parser import Parser
 from regard.core.errors import ConfigError
@@ -16,9 +16,6 @@ EPILOG = """\
 'regard train RECIPE --help' shows the fields of a recipe, such as --data.train FILE or --model.dropout P; 'regard show'
 lists the recipes. DIR gets recipe.json, log.jsonl, the checkpoints best/ and last/, and report.html.
 """
-
-FROM_DATA = {f"model.{name}" for name in ("vocab_size", "pad_token", "bos_token", "eos_token")} | {"precision"}
-"""Fields that a run fills in when it has seen its data and its machine."""
 
 
 def run(argv: list[str]) -> int:
@@ -41,7 +38,7 @@ def run(argv: list[str]) -> int:
     from regard.explain.report import write_report
     from regard.train.fit import fit
 
-    progress = fit(recipe, out, resume=args.resume and (out / "last").exists(), quiet=args.quiet)
+    progress = fit(recipe, out, resume=args.resume, quiet=args.quiet)
     timed_out = recipe.max_minutes is not None and progress.seconds > 60 * recipe.max_minutes
     if progress.step < recipe.num_steps and not timed_out:
         return 130
@@ -64,27 +61,4 @@ def plan(args: Namespace, fields: list[str]) -> tuple["Recipe", Path]:
         raise ConfigError(f"{args.what} is a run: add --resume to go on with it, or --out DIR to repeat it elsewhere")
     else:
         out = args.out or Path("runs", args.what)
-    if args.resume and (out / "recipe.json").exists():
-        check_same(recipe, load_recipe(out / "recipe.json"), out)
     return recipe, out
-
-
-def check_same(asked: Any, stored: Any, out: Path) -> None:
-    """Raise ConfigError unless the run in ``out`` was started by the recipe that is asked for now."""
-    from regard.core.serial import to_json
-
-    differing = differences(to_json(asked), to_json(stored))
-    if differing:
-        raise ConfigError(f"{out}: a run goes on by its own recipe; it has another {', '.join(differing)}")
-
-
-def differences(asked: dict[str, Any], stored: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of the fields that differ, save those of the model that a run takes from its data."""
-    found = []
-    for name, value in asked.items():
-        other = stored[name]
-        if isinstance(value, dict) and isinstance(other, dict):
-            found += differences(value, other, f"{prefix}{name}.")
-        elif value != other and f"{prefix}{name}" not in FROM_DATA:
-            found.append(f"{prefix}{name}")
-    return found

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -48,6 +49,25 @@ def from_json(cls: type[T], value: Any, where: str = "") -> T:
     return typing.cast(T, _read(cls, value, where or cls.__name__))
 
 
+def check_fields(value: Any) -> None:
+    """Raise ConfigError unless every field of a dataclass holds what its type says, literals included."""
+    hints = get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        _read(hints[field.name], to_json(getattr(value, field.name)), field.name)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of the values that differ between two objects of one class, as :func:`to_json` gives them."""
+    found = []
+    for name, value in one.items():
+        against = other[name]
+        if isinstance(value, dict) and isinstance(against, dict):
+            found += differences(value, against, f"{prefix}{name}.")
+        elif value != against:
+            found.append(f"{prefix}{name}")
+    return found
+
+
 def load_json(cls: type[T], path: Path) -> T:
     """Read the dataclass ``cls`` from a JSON file. Raises :class:`ConfigError` naming the file."""
     try:
@@ -81,7 +101,10 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         _expect(value, str, where)
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where}: {str(value)[:20]}... is too large") from None
     _expect(value, type(None) if kind is None else kind, where)
     return value
 

@@ -81,6 +81,14 @@ class Index:
         return self.span.stop
 
     @property
+    def padding(self) -> Bool[Tensor, "R S 1"]:
+        """True where there is no token."""
+        if "padding" not in self.memo:
+            self.memo["padding"] = (self.order < 0)[..., None]
+        found: Tensor = self.memo["padding"]
+        return found
+
+    @property
     def length(self) -> int:
         """S, the number of places."""
         return self.order.shape[1]
@@ -140,11 +148,13 @@ class Context:
 
     Attributes:
         index: where the tokens of ``x`` stand.
-        mask: the batch's own mask (documents, prefixes), on top of each attention's fixed pattern.
+        mask: the batch's own mask (documents, prefixes), on top of each self-attention's fixed pattern; what a query
+            may read of the memory is all of it that is no padding.
         memory: [B M E] what cross-attention reads, with ``memory_index``.
         caches: every layer's caches while decoding, and ``cache``, those of the block being run.
-        weights: where attention puts its maps when someone asked to see them, by module path.
-        path: the name of the module being run, for ``weights``.
+        weights: where attention puts its maps when someone asked to see them, by side, layer and part, as in
+            ``encoder.0.attention``.
+        path: the name of what is being run, for ``weights``.
     """
 
     index: Index
@@ -174,7 +184,7 @@ class Output:
         hidden: [B S E] the last hidden states.
         head: hidden states to logits; None for a model without a head.
         memory: [B M E] the encoder's states, where there is an encoder.
-        weights: attention maps [B H Q K] by module path, if asked for.
+        weights: attention maps [B H Q K] by side, layer and part (``decoder.1.cross``), if asked for.
     """
 
     hidden: Float[Tensor, "B S E"]
@@ -188,7 +198,7 @@ class Output:
         """[B S V] scores before softmax. Raises AttributeError where the model has no head."""
         if self.head is None:
             raise AttributeError("this model has no head: use .hidden")
-        if self._logits is None:
+        if self._logits is None or (torch.is_grad_enabled() and not self._logits.requires_grad):
             self._logits = self.head(self.hidden)
         return self._logits
 

@@ -4,9 +4,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
+import xxhash
 
-from regard.core.errors import InputError
+from regard.core.errors import DataError, InputError
 from regard.core.types import Batch
 
 T = TypeVar("T")
@@ -48,7 +50,8 @@ def plan(sizes: Sequence[tuple[int, ...]], max_tokens: int, rng: random.Random |
 class Loader(Generic[T]):
     """An endless stream of batches, epoch after epoch, that can stop and go on at the same place.
 
-    The batches of an epoch are a function of (seed, epoch) alone, so (epoch, index) is the whole state.
+    The batches of an epoch are a function of (seed, epoch) alone, so (epoch, index) is the whole state. A digest of the
+    sizes goes with it, so that nobody goes on with other data unawares.
 
     Args:
         examples: what to draw from, already tokenised.
@@ -80,6 +83,7 @@ class Loader(Generic[T]):
         self.max_tokens = max_tokens
         self.seed = seed
         self.prepare = prepare
+        self.digest = xxhash.xxh3_64_intdigest(np.array(sizes, dtype=np.int64).data)
         self.epoch = 0
         self.index = 0
 
@@ -102,8 +106,10 @@ class Loader(Generic[T]):
 
     def state(self) -> dict[str, int]:
         """Where the stream stands: the next batch is number ``index`` of ``epoch``."""
-        return {"epoch": self.epoch, "index": self.index}
+        return {"epoch": self.epoch, "index": self.index, "digest": self.digest}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on from a place that :meth:`state` gave; takes effect at the next ``iter``."""
+        """Go on from a place that :meth:`state` gave; takes effect at the next ``iter``. Raises DataError elsewhere."""
+        if state["digest"] != self.digest:
+            raise DataError("the training data are not those that the run began with; restore them, or begin a new run")
         self.epoch, self.index = state["epoch"], state["index"]

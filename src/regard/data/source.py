@@ -4,6 +4,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _KEYS = ("source", "target")
 
 
-def read_pairs(spec: str | Path) -> list[Pair]:
+def read_pairs(spec: str | Path, languages: Pair = ("source", "target")) -> list[Pair]:
     """Read parallel text as (source, target) pairs, in file order.
 
     Text is UTF-8 (a byte order mark is dropped), one example a line, with either line ending. Gzip is known by its
@@ -26,9 +27,10 @@ def read_pairs(spec: str | Path) -> list[Pair]:
         spec: one of
 
             - ``train.jsonl`` or ``train.ndjson``: objects with the keys ``source`` and ``target``, or the form
-              ``{"translation": {"en": ..., "de": ...}}``, where the first line sets which language comes first;
+              ``{"translation": {"en": ..., "de": ...}}``;
             - ``train.en,train.de``: two aligned files, line for line;
             - any other file: two columns with a tab between them; nothing is quoted or escaped.
+        languages: the keys of source and target in a ``translation``.
 
     Raises:
         DataError: a file that is missing, unreadable, empty or malformed, naming the file and the line.
@@ -36,8 +38,8 @@ def read_pairs(spec: str | Path) -> list[Pair]:
     if "," in str(spec) and not Path(spec).exists():
         return _read_aligned(str(spec))
     path = Path(spec)
-    name = path.name.removesuffix(".gz")
-    parse = _json_parser() if name.endswith(_JSONL_SUFFIXES) else _parse_columns
+    name = path.name.lower().removesuffix(".gz")
+    parse = partial(_parse_json, languages) if name.endswith(_JSONL_SUFFIXES) else _parse_columns
     return [_parse_line(parse, line, path, number) for number, line in enumerate(read_lines(path), start=1)]
 
 
@@ -119,23 +121,22 @@ def _parse_line(parse: Callable[[str], Pair], line: str, path: Path, number: int
 def _parse_columns(line: str) -> Pair:
     columns = line.split("\t")
     if len(columns) != 2:
-        raise ValueError(f"expected 2 columns (source<TAB>target), found {len(columns)}")
+        hint = "; a file of JSON objects has a name that ends in .jsonl" if line.startswith("{") else ""
+        raise ValueError(f"expected 2 columns (source<TAB>target), found {len(columns)}{hint}")
     return columns[0], columns[1]
 
 
-def _json_parser() -> Callable[[str], Pair]:
-    languages: list[str] = []
-
-    def parse(line: str) -> Pair:
-        row = _object(_loads(line))
-        if "translation" in row and _KEYS[0] not in row:
-            row = _object(row["translation"])
-            if not languages:
-                languages.extend(_two_languages(row))
-            return _string(row, languages[0]), _string(row, languages[1])
+def _parse_json(languages: Pair, line: str) -> Pair:
+    row = _object(_loads(line))
+    if "translation" not in row or _KEYS[0] in row:
         return _string(row, _KEYS[0]), _string(row, _KEYS[1])
-
-    return parse
+    row = _object(row["translation"])
+    if missing := [key for key in languages if key not in row]:
+        raise ValueError(
+            f"a translation between {' and '.join(row) or 'no languages'}, without '{missing[0]}': "
+            "name them as data.source and data.target"
+        )
+    return _string(row, languages[0]), _string(row, languages[1])
 
 
 def _loads(line: str) -> Any:
@@ -143,6 +144,8 @@ def _loads(line: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("not readable as JSON (nested too deep)") from None
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -151,18 +154,14 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _two_languages(row: dict[str, Any]) -> list[str]:
-    if len(row) != 2:
-        raise ValueError(f"expected a translation in 2 languages, found {len(row)}")
-    return list(row)
-
-
 def _string(row: dict[str, Any], key: str) -> str:
     if key not in row:
         raise ValueError(f"missing key '{key}'{did_you_mean(key, row)}; found {', '.join(row) or 'no keys'}")
     value = row[key]
     if not isinstance(value, str):
         raise ValueError(f"'{key}' should be text, found {type(value).__name__}")
+    if "\n" in value or "\r" in value:
+        raise ValueError(f"'{key}' has a line break in it; an example is one line")
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise ValueError(f"'{key}' holds half of a surrogate pair (an escape such as \\ud800), which is not text")
     return value

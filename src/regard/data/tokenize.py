@@ -27,19 +27,24 @@ _ROLES = {
 }
 
 _THREADS = "TOKENIZERS_PARALLELISM"
+_forking: list[bool] = []
 
 
 def _before_fork() -> None:
-    os.environ.setdefault(_THREADS, "false")
+    if _THREADS not in os.environ:
+        os.environ[_THREADS] = "false"
+        _forking.append(True)
 
 
 def _after_fork() -> None:
-    os.environ.pop(_THREADS, None)
+    while _forking:
+        _forking.pop()
+        os.environ.pop(_THREADS, None)
 
 
 # The library's threads do not survive a fork, which it warns of on standard error. Telling it just before, so that
 # only the child goes without threads, keeps it quiet and fast. A user's own setting is left alone.
-if hasattr(os, "register_at_fork") and _THREADS not in os.environ:
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
 
 
@@ -68,6 +73,8 @@ class Tokenizer:
         core.encode_special_tokens = True
         self._core = core
         self._names = names
+        if not core.get_vocab():
+            raise CheckpointError("its vocabulary is empty")
         self._size = max(core.get_vocab().values()) + 1
         ids = {role: self._id(role) for role in _ROLES}
         if ids["eos"] is None:
@@ -206,18 +213,23 @@ def _read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
     return value if isinstance(value, dict) else {}
 
 
 def _content(token: Any) -> str:
     """A token's text, which older files wrap in an object."""
-    return str(token["content"] if isinstance(token, dict) else token)
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise CheckpointError(f"{token!r:.60} is no token: it should be text, or an object with 'content'")
+    return content
 
 
 def _not_text(texts: Sequence[object]) -> str:
     """The first of ``texts`` that is no Unicode text, for the error message."""
+    if isinstance(texts, str):
+        return f"{texts!r:.60}, one text where a list of texts belongs"
     for text in texts:
         if not isinstance(text, str):
             return f"{text!r:.60}"

@@ -9,7 +9,7 @@ from regard.core.errors import InputError
 from regard.data.source import Pair
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick
-from regard.tasks.translate import BEAM, Translate, metrics, score
+from regard.tasks.translate import BEAM, Translate, score
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,5 @@ def evaluate(task: Translate, model: Any, pairs: Sequence[Pair], method: Pick | 
     began = time.perf_counter()
     outputs = list(task.predict(model, [source for source, _ in pairs], method))
     seconds = time.perf_counter() - began
-    references = [target for _, target in pairs]
-    return Evaluation(score(outputs, references), signatures(outputs, references), len(pairs), seconds, outputs)
-
-
-def signatures(outputs: Sequence[str], references: Sequence[str]) -> dict[str, str]:
-    """How sacreBLEU computed each of its metrics: tokenisation, case, smoothing, version."""
-    found = {}
-    for name, metric in metrics().items():
-        metric.corpus_score(outputs, [references])
-        found[name] = str(metric.get_signature())
-    return found
+    scores, signatures = score(outputs, [target for _, target in pairs])
+    return Evaluation(scores, signatures, len(pairs), seconds, outputs)

@@ -5,7 +5,6 @@ Rows finish independently, and a finished row leaves the computation, so that co
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Literal
 
 import torch
@@ -72,9 +71,18 @@ def sample(seed: int | Sequence[int]) -> Pick:
 
     Args:
         seed: one for each row; a single number s gives the rows s, s + 1, s + 2 and so on.
+
+    Raises:
+        ConfigError: a seed that has more than 63 bits.
     """
+    if not all(-(2**63) <= each < 2**63 for each in ([seed] if isinstance(seed, int) else seed)):
+        raise ConfigError(f"seed {seed} must fit in 64 bits")
 
     def pick(logits: Tensor, rows: Tensor, count: int) -> Tensor:
+        if not isinstance(seed, int) and int(rows.max()) >= len(seed):
+            raise InputError(
+                f"{len(seed)} seeds for {int(rows.max()) + 1} rows or more: give one for each, or one number"
+            )
         seeds = rows + seed if isinstance(seed, int) else torch.tensor(seed, device=rows.device)[rows]
         return _inverse_cdf(logits, uniform(seeds, count))
 
@@ -131,13 +139,14 @@ def decode(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         shaped = apply(active, tokens, logits)
         new = pick(shaped, rows, count)
-        possible = shaped.gather(1, new[:, None])[:, 0] > -inf
+        possible = shaped.gather(1, new[:, None])[:, 0].isfinite()
         if not bool(possible.all()):
             raise InputError(f"row {int(rows[~possible][0])}: no token can follow: {NOTHING_LEFT}")
         logprobs = logits.gather(1, new[:, None])[:, 0] - logits.logsumexp(dim=1)
         step = Step(rows, new, logprobs, torch.isin(new, stops))
         if until is not None:
-            step = Step(rows, new, logprobs, step.stopped | until(step))
+            enough = until(step)
+            step = Step(rows, new, logprobs, step.stopped | enough if count + 1 >= min_tokens else step.stopped)
         yield step
         live = (~step.stopped).nonzero()[:, 0]
         if len(live) == 0 or count + 1 == max_tokens:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from regard.generate.decode import Generated, Pick, collect, decode, greedy
 from regard.generate.logits import Transform
 
 
+@torch.inference_mode()
 def generate(
     model: LanguageModel,
     prompt: Int[Tensor, "B S"],

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from regard.core.errors import ConfigError
+from regard.core.errors import ConfigError, InputError
 
 Transform = Callable[[Int[Tensor, "N S"], Float[Tensor, "N V"]], Float[Tensor, "N V"]]
 """(tokens so far, logits) -> logits."""
@@ -135,7 +135,12 @@ def no_repeat_ngram(size: int) -> Transform:
 def suppress(tokens: Collection[int]) -> Transform:
     """Forbid single tokens."""
     ids = torch.tensor(sorted(tokens), dtype=torch.long)
-    return lambda _, logits: logits.index_fill(1, ids.to(logits.device), -inf)
+
+    def transform(_: Tensor, logits: Tensor) -> Tensor:
+        _check_ids(tokens, logits)
+        return logits.index_fill(1, ids.to(logits.device), -inf)
+
+    return transform
 
 
 def forbid(phrases: Sequence[Sequence[int]]) -> Transform:
@@ -148,9 +153,11 @@ def forbid(phrases: Sequence[Sequence[int]]) -> Transform:
     width = max((len(phrase) for phrase in phrases), default=1) - 1
     # -1 stands for any token, so that phrases of every length are matched at once.
     heads = torch.tensor([[-1] * (width + 1 - len(phrase)) + list(phrase[:-1]) for phrase in phrases]).long()
-    lasts = torch.tensor([phrase[-1] for phrase in phrases]).long()
+    ends = [phrase[-1] for phrase in phrases]
+    lasts = torch.tensor(ends).long()
 
     def transform(tokens: Tensor, logits: Tensor) -> Tensor:
+        _check_ids(ends, logits)
         head, last = heads.to(tokens.device), lasts.to(tokens.device)
         recent = torch.nn.functional.pad(tokens, (width, 0), value=-1)[:, None, tokens.shape[1] :]
         matches = ((recent == head) | (head < 0)).all(dim=-1)
@@ -176,6 +183,7 @@ def force(token: int, *, at: int) -> Transform:
     """
 
     def transform(tokens: Tensor, logits: Tensor) -> Tensor:
+        _check_ids([token], logits)
         only = torch.full_like(logits, -inf)
         only[:, token] = 0
         return torch.where(_lengths(tokens) == at, only, logits)
@@ -186,6 +194,12 @@ def force(token: int, *, at: int) -> Transform:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _check_ids(tokens: Collection[int], logits: Tensor) -> None:
+    for token in tokens:
+        if not 0 <= token < logits.shape[1]:
+            raise InputError(f"token {token} is outside the vocabulary, whose ids are 0 to {logits.shape[1] - 1}")
 
 
 def _lengths(tokens: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ from regard.attention.kernel import KernelName
 from regard.attention.mask import EVERYTHING, Causal, Mask
 from regard.attention.position import (
     ALiBi,
-    Layout,
     Learned,
     PositionScheme,
     Rotary,
     Sinusoidal,
+    SinusoidLayout,
     T5Buckets,
+    check_length,
     sinusoids,
 )
 from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
@@ -30,6 +31,7 @@ from regard.blocks.norm import NormName, norm
 from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.checkpoint.keymap import Constant, Repeat, Reshape, Rule
 from regard.core.errors import ConfigError, InputError
+from regard.core.serial import check_fields
 from regard.core.types import Context, Index, Output
 from regard.family import Family
 
@@ -95,7 +97,7 @@ class TransformerConfig:
     norm_order: Literal["post", "pre"] = "post"
     norm_eps: float = 1e-5
     positions: PositionName = "sinusoidal"
-    position_layout: Layout = "interleaved"
+    position_layout: SinusoidLayout = "interleaved"
     scale_embeddings: bool = True
     share_embeddings: bool = True
     tie_head: bool = True
@@ -106,10 +108,14 @@ class TransformerConfig:
     layers: tuple[LayerSizes, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("embed_dim", "ffn_dim", "num_heads", "num_encoder_layers", "num_decoder_layers", "max_seq_len"):
             most = 10_000 if name.endswith("layers") else 2**31
             if not 1 <= getattr(self, name) <= most:
                 raise ConfigError(f"{name} must lie between 1 and {most:,}, not {getattr(self, name)}")
+        for name in ("dropout", "attn_dropout", "ffn_dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)}")
         if self.embed_dim % self.num_heads:
             raise ConfigError(f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads")
         if self.layers is not None and len(self.layers) != self.num_encoder_layers + self.num_decoder_layers:
@@ -188,6 +194,7 @@ class Transformer(nn.Module):
         maps: dict[str, Tensor] | None = {} if weights else None
         memory, memory_index = self.encode(tokens, valid, maps)
         index = Index.over(decoder_tokens, decoder_valid)
+        check_length(index, self.config.max_seq_len)
         ctx = Context(index, memory=memory, memory_index=memory_index, weights=maps, path="decoder")
         hidden = self.decoder(self.decoder_embed(decoder_tokens, index), ctx)
         return Output(hidden, self.head, memory, maps)
@@ -198,6 +205,7 @@ class Transformer(nn.Module):
         """The memory: the encoder's states and where they stand."""
         check_valid(valid, tokens)
         index = Index.over(tokens, valid)
+        check_length(index, self.config.max_seq_len)
         ctx = Context(index, weights=maps, path="encoder")
         return self.encoder(self.encoder_embed(tokens, index), ctx), index
 
@@ -211,22 +219,26 @@ class Transformer(nn.Module):
         check_tokens(tokens, self.config.vocab_size)
         if max_len is not None and max_len > self.config.max_seq_len:
             raise InputError(f"max_len {max_len} is more than this model's {self.config.max_seq_len} positions")
-        return TransformerDecoding(self, *self.encode(tokens, valid))
+        return TransformerDecoding(self, *self.encode(tokens, valid), max_len or self.config.max_seq_len)
 
 
 class TransformerDecoding:
     """A translation being written: see :class:`regard.core.types.Decoding`."""
 
-    def __init__(self, model: Transformer, memory: Tensor, memory_index: Index) -> None:
-        self.model, self.memory, self.memory_index = model, memory, memory_index
+    def __init__(self, model: Transformer, memory: Tensor, memory_index: Index, max_len: int) -> None:
+        self.model, self.memory, self.memory_index, self.max_len = model, memory, memory_index, max_len
         self.caches = Caches(model.config.num_decoder_layers)
+        self.rows = len(memory)
         self.index: Index | None = None
 
     def feed(self, tokens: Int[Tensor, "N S"], valid: Bool[Tensor, "N S"] | None = None) -> Float[Tensor, "N S V"]:
-        """Append tokens to every row; the logits after each of them."""
+        """Append tokens to every row; the logits after each of them. Raises InputError as ``forward`` does."""
         check_tokens(tokens, self.model.config.vocab_size)
         check_valid(valid, tokens)
+        if len(tokens) != self.rows:
+            raise InputError(f"tokens has {len(tokens)} rows, but {self.rows} are being written")
         index = Index.over(tokens, valid, after=self.index)
+        check_length(index, self.max_len)
         ctx = Context(index, memory=self.memory, memory_index=self.memory_index, caches=self.caches, path="decoder")
         hidden = self.model.decoder(self.model.decoder_embed(tokens, index), ctx)
         self.index = append(self.index, index)
@@ -234,11 +246,11 @@ class TransformerDecoding:
 
     def reorder(self, rows: Int[Tensor, "N"]) -> None:
         """Row i goes on as old row ``rows[i]``."""
-        if self.index is None:
+        self.rows = len(rows)
+        if self.caches.layers[0].cross.held is None:  # nothing was ever fed
             self.memory, self.memory_index = self.memory[rows], self.memory_index.rows(rows)
-            return
         self.caches.reorder(rows)
-        self.index = self.index.rows(rows)
+        self.index = None if self.index is None else self.index.rows(rows)
 
     def truncate(self, length: int) -> None:
         """Forget everything fed after the first ``length`` places."""
@@ -253,7 +265,7 @@ def embedding(config: TransformerConfig) -> Embedding:
         config.embed_dim,
         positions=embedded_positions(config),
         scale=config.embed_dim**0.5 if config.scale_embeddings else 1.0,
-        pad_token=config.pad_token,
+        pad_token=None if config.pad_token == config.eos_token else config.pad_token,
         dropout=config.dropout,
     )
 
@@ -402,6 +414,9 @@ def from_hf(theirs: Mapping[str, Any]) -> TransformerConfig:
         raise ConfigError("a MarianMT model whose encoder and decoder differ in heads is not supported")
     if activation not in MARIAN_ACTIVATIONS:
         raise ConfigError(f"activation_function '{activation}' is none of {', '.join(MARIAN_ACTIVATIONS)}")
+    for name in ("encoder_layerdrop", "decoder_layerdrop"):
+        if theirs.get(name):
+            raise ConfigError(f"{name} {theirs[name]} is not supported; drop_path is what this family has")
     target_vocab = theirs.get("decoder_vocab_size") or theirs["vocab_size"]
     if target_vocab != theirs["vocab_size"]:
         raise ConfigError(

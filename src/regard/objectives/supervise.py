@@ -1,5 +1,6 @@
 """Learning from targets that stand in the batch: cross-entropy with label smoothing."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from regard.blocks.embed import Head
-from regard.core.errors import InputError
+from regard.core.errors import ConfigError, InputError
 from regard.core.types import IGNORE, Batch, Loss
 
 CHUNK = 512
@@ -25,6 +26,10 @@ class Supervise:
 
     label_smoothing: float = 0.1
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing {self.label_smoothing} must be a share, at least 0 and less than 1")
+
     def prepare(self, batch: Batch, rng: torch.Generator) -> Batch:  # noqa: ARG002
         """The batch as it is: nothing is corrupted."""
         return batch
@@ -37,7 +42,15 @@ class Supervise:
         hidden, targets = output.hidden[marked], batch["targets"][marked]
         if isinstance(output.head, (Head, nn.Linear)) and torch.is_grad_enabled():
             return linear_cross_entropy(hidden, output.head.weight, output.head.bias, targets, self.label_smoothing)
-        return cross_entropy(output.head(hidden), targets, self.label_smoothing)
+        count = _count(targets)
+        chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        losses = [cross_entropy(output.head(rows), picked, self.label_smoothing) for rows, picked in chunks]
+        return Loss(sum_of(loss.sum for loss in losses), count, {"nll": sum_of(loss.parts["nll"] for loss in losses)})
+
+
+def sum_of(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of scalars."""
+    return torch.stack(list(tensors)).sum()
 
 
 def cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], label_smoothing: float = 0.0) -> Loss:

@@ -1,4 +1,4 @@
-"""What training asks of a task, and how tasks are found."""
+"""What training asks of a task."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regard.blocks.packed import pack
-from regard.core.errors import ConfigError, DataError
+from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE, Batch
 from regard.data.collate import pad
 from regard.data.loader import Loader, plan
@@ -19,7 +19,7 @@ from regard.data.phrases import phrases
 from regard.data.source import Pair, read_pairs
 from regard.data.tokenize import Tokenizer, train_bpe
 from regard.generate.beam import Beam
-from regard.generate.decode import Pick, greedy
+from regard.generate.decode import Pick, check_limits, greedy
 from regard.generate.front import generate
 from regard.tasks.task import Prepare
 
@@ -27,7 +27,10 @@ Example = tuple[list[int], list[int]]
 """A source and a target as tokens, without special tokens."""
 
 BEAM = Beam(size=4, length_penalty=0.6)
-"""How translations are searched for, as in the paper (Vaswani et al. 2017, section 6.1)."""
+"""How translations are searched for, with the paper's numbers (Vaswani et al. 2017, section 6.1).
+
+Its penalty is ((5 + n) / 6) ** 0.6 (Wu et al. 2016, section 7); ours, n ** 0.6, is the one that published models use.
+"""
 
 EXTRA = 50
 """How many more tokens a translation may have than its source (the same section)."""
@@ -50,7 +53,8 @@ class ParallelText:
         train: the file to learn from.
         valid: the file to watch training by; None holds out every twentieth pair of ``train``, at most 1,000.
         test: the file to report on.
-        source: the language of the sources; chooses the phrases, and is only a name for files.
+        source: the language of the sources; chooses the phrases, and the key of ``{"translation": ...}`` rows; of other
+            files it is only a name.
         target: the language of the targets, likewise.
         tokenizer: a tokenizer.json or its folder; None trains a byte-level BPE on both sides of ``train``.
         vocab_size: of the trained tokenizer.
@@ -91,15 +95,19 @@ class ParallelText:
         if self.train is None:
             corpus = phrases(self.source, self.target)
             return {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
-        train = read_pairs(self.train)
+        train = self.read(self.train)
         if self.valid:
-            valid = read_pairs(self.valid)
+            valid = self.read(self.valid)
         else:
             valid = train[::20][:HELD_OUT]
             train = [pair for i, pair in enumerate(train) if i % 20 or i >= 20 * HELD_OUT]
             if not train:
                 raise DataError(f"{self.train}: {len(valid)} pair is too few to train on and hold some out")
-        return {"train": train, "valid": valid, "test": read_pairs(self.test) if self.test else []}
+        return {"train": train, "valid": valid, "test": self.read(self.test) if self.test else []}
+
+    def read(self, spec: str) -> list[Pair]:
+        """The pairs of a file, from :attr:`source` to :attr:`target`. Raises DataError."""
+        return read_pairs(spec, (self.source, self.target))
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer:
@@ -118,15 +126,20 @@ class Translate:
     def __init__(self, data: ParallelText, tokenizer: Tokenizer) -> None:
         self.data = data
         self.tokenizer = tokenizer
+        self.positions = data.max_len
         self.start = tokenizer.pad if tokenizer.bos is None else tokenizer.bos  # Marian's vocabularies have no <s>
 
     def configure(self, model: Any) -> Any:
-        """The configuration with the tokenizer's size and special tokens. Raises ConfigError if it has too few rows."""
+        """The configuration with the tokenizer's size and special tokens. Raises ConfigError if it has too few rows.
+
+        From then on, no pair reaches the model that is longer than its positions.
+        """
         size = model.vocab_size or len(self.tokenizer)
         if size < len(self.tokenizer):
             raise ConfigError(
                 f"model.vocab_size {size} is less than the tokenizer's {len(self.tokenizer)}; 0 follows it"
             )
+        self.positions = model.max_seq_len
         special = {"pad_token": self.tokenizer.pad, "bos_token": self.start, "eos_token": self.tokenizer.eos}
         return replace(model, vocab_size=size, **special)
 
@@ -157,22 +170,31 @@ class Translate:
         }
 
     def loader(self, *, seed: int, prepare: Prepare) -> Loader[Example]:
-        """The training batches. Raises DataError if every pair is longer than ``max_len``."""
-        limit = self.data.max_len
+        """The training batches. Raises DataError if every pair is longer than ``max_len`` or the model's positions."""
+        limit = min(self.data.max_len, self.positions)
         examples = [pair for pair in self.encode(self.data.splits["train"]) if max(map(len, pair)) < limit]
         if not examples:
-            raise DataError(f"{self.data.train}: every pair has a side of {limit} tokens or more; raise data.max_len")
+            raise DataError(
+                f"{self.data.train}: every pair has a side of {limit} tokens or more; "
+                "raise data.max_len and model.max_seq_len"
+            )
         return Loader(
             examples, sizes(examples), self.batch, max_tokens=self.data.max_tokens, seed=seed, prepare=prepare
         )
 
     def validation(self) -> Sequence[Batch]:
-        """The validation pairs in batches of the same size as training's."""
+        """The validation pairs in batches of the same size as training's. Raises DataError for one that is too long."""
         return self._validation
 
     @cached_property
     def _validation(self) -> list[Batch]:
         examples = self.encode(self.data.splits["valid"])
+        for number, size in enumerate(sizes(examples), start=1):
+            if max(size) > self.positions:
+                raise DataError(
+                    f"{self.data.valid or self.data.train}: validation pair {number} has {max(size)} tokens, more than "
+                    f"the model's {self.positions} positions; shorten it, or raise model.max_seq_len"
+                )
         batches = plan(sizes(examples), self.data.max_tokens)
         return [self.batch([examples[i] for i in rows]) for rows in batches]
 
@@ -180,7 +202,7 @@ class Translate:
         """Greedy translations of the first ``num_scored`` validation pairs, scored."""
         pairs = self.data.splits["valid"][: self.data.num_scored]
         outputs = self.predict(model, [source for source, _ in pairs], method=greedy)
-        return score(list(outputs), [target for _, target in pairs])
+        return score(list(outputs), [target for _, target in pairs])[0]
 
     def predict(
         self, model: Any, sources: Sequence[str], method: Pick | Beam = BEAM, max_tokens: int | None = None
@@ -194,17 +216,28 @@ class Translate:
             model: an encoder-decoder that learnt with this tokenizer.
             sources: any texts.
             method: how to search: ``greedy``, ``sample(seed)`` or ``Beam(...)``; the paper's beam unless given.
-            max_tokens: of a translation; :func:`limit` unless given.
+            max_tokens: of a translation; :func:`limit` unless given; never more than the model has positions for.
 
         Raises:
-            InputError: a source is longer than the model has positions for.
+            InputError: a source is longer than the model has positions for; those of earlier windows are answered.
+            ConfigError: ``max_tokens`` leaves nothing to write.
         """
+        if max_tokens is not None:
+            check_limits(0, max_tokens)
         packed = pack(model)
         for first in range(0, len(sources), WINDOW):
-            yield from self._translate(packed, sources[first : first + WINDOW], method, max_tokens)
+            rows = self.tokenizer.encode_batch(sources[first : first + WINDOW])
+            for number, row in enumerate(rows, start=first + 1):
+                if len(row) >= model.config.max_seq_len:
+                    raise InputError(
+                        f"text {number} has {len(row) + 1} tokens, more than the model's {model.config.max_seq_len} "
+                        "positions; split it"
+                    )
+            yield from self._translate(packed, rows, first, method, max_tokens)
 
-    def _translate(self, model: Any, sources: Sequence[str], method: Pick | Beam, max_tokens: int | None) -> list[str]:
-        rows = self.tokenizer.encode_batch(sources)
+    def _translate(
+        self, model: Any, rows: Sequence[Sequence[int]], first: int, method: Pick | Beam, max_tokens: int | None
+    ) -> list[str]:
         budget = self.data.max_tokens // (method.size if isinstance(method, Beam) else 1)
         device = next(model.parameters()).device
         # Only sources with the same limit go together, so that neighbours change nothing about an answer.
@@ -219,7 +252,7 @@ class Translate:
                     model,
                     torch.full((len(batch), 1), self.start, device=device),
                     inputs={name: value.to(device) for name, value in inputs.items()},
-                    method=method,
+                    method=numbered(method, [first + i for i in batch]),
                     stop=[self.tokenizer.eos],
                     max_tokens=most,
                 )
@@ -232,6 +265,18 @@ class Translate:
         self.tokenizer.save(folder)
 
 
+def numbered(method: Pick | Beam, numbers: Sequence[int]) -> Pick | Beam:
+    """The method, with row i of a batch known to it as ``numbers[i]``: so a draw depends on the text, not the batch."""
+    if isinstance(method, Beam):
+        return method
+    known = torch.tensor(numbers)
+
+    def pick(logits: Tensor, rows: Tensor, count: int) -> Tensor:
+        return method(logits, known.to(rows.device)[rows], count)
+
+    return pick
+
+
 def limit(length: int) -> int:
     """How many tokens the translation of ``length`` tokens may have: 50 more than the next multiple of 16."""
     return math.ceil(length / 16) * 16 + EXTRA
@@ -242,19 +287,19 @@ def sizes(examples: Sequence[Example]) -> list[tuple[int, int]]:
     return [(len(source) + 1, len(target) + 1) for source, target in examples]
 
 
-def metrics() -> dict[str, Any]:
-    """sacreBLEU's corpus metrics by name, as they are unless told otherwise: cased BLEU on 13a tokens, and chrF2."""
+def score(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
+    """Corpus BLEU (Papineni et al. 2002) and chrF (Popović 2015), 0 to 100, and exact matches, 0 to 1.
+
+    BLEU is cased on 13a tokens, and chrF is chrF2: sacreBLEU's own choices.
+
+    Returns:
+        the scores by name, and sacreBLEU's signature of each of its two: tokenisation, case, smoothing, version.
+    """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    return {"bleu": BLEU(), "chrf": CHRF()}
-
-
-def score(outputs: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Corpus BLEU (Papineni et al. 2002), chrF (Popović 2015), both 0 to 100 by sacreBLEU, and exact matches, 0 to 1.
-
-    :mod:`regard.evaluate.translation` gives the same with signatures.
-    """
-    scores = {name: metric.corpus_score(outputs, [references]).score for name, metric in metrics().items()}
+    metrics: dict[str, Any] = {"bleu": BLEU(), "chrf": CHRF()}
+    scores = {name: float(metric.corpus_score(outputs, [references]).score) for name, metric in metrics.items()}
     exact = sum(output == reference for output, reference in zip(outputs, references, strict=True))
-    return {**scores, "exact_match": exact / len(references)}
+    signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
+    return {**scores, "exact_match": exact / len(references)}, signatures

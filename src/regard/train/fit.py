@@ -19,13 +19,14 @@ from torch.nn.utils import get_total_norm
 
 from regard import zoo
 from regard.checkpoint.files import replacing
-from regard.core.errors import TrainingError
+from regard.core.errors import ConfigError, TrainingError
+from regard.core.serial import differences, to_json
 from regard.core.types import Batch
 from regard.objectives.objective import Objective
 from regard.tasks.task import Task
 from regard.train.optimize import build_optimizer
 from regard.train.precision import PrecisionName, autocast, keep_few_kernels, resolve
-from regard.train.recipe import Recipe, save_recipe
+from regard.train.recipe import Recipe, load_recipe, save_recipe
 from regard.train.state import Progress, claim, load_state, save_state
 from regard.train.watch import Log, Watch
 
@@ -36,7 +37,8 @@ NOT_MEANS = ("targets", "tokens", "steps", "grad_norm", "seconds")
 def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False) -> Progress:
     """Train by the recipe, in the folder ``out``; or, with ``resume``, go on there, bit for bit where it stopped.
 
-    A run that ended before its first checkpoint, or never began, goes on from its beginning. The folder holds
+    A run that ended before its first checkpoint, or never began, goes on from its beginning. One that goes on in
+    ``auto`` precision has that which it began in. The folder holds
     recipe.json (as resolved), what the task learnt from the data (tokenizer.json), log.jsonl, and the checkpoints
     best/ and last/, both of the averaged weights; last/ also has what a resume needs. SIGINT and SIGTERM end the run
     cleanly after the step under way.
@@ -44,13 +46,13 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False)
     Raises:
         TrainingError: the loss is not finite (naming the step), or the folder cannot be used.
         CheckpointError: a checkpoint cannot be written or read.
-        DataError, ConfigError: what the recipe names cannot be used.
+        DataError, ConfigError: what the recipe names cannot be used, or the run in the folder has another recipe.
     """
     keep_few_kernels()
     with claim(out, resume=resume) as begun:
         torch.manual_seed(recipe.seed)
         task = recipe.data.open(out if begun else None)
-        recipe = replace(recipe, model=task.configure(recipe.model), precision=resolve(recipe.precision, where()))
+        recipe = settled(recipe, task, out)
         run = Run(recipe, task, out)
         if begun:
             run.restore()
@@ -60,6 +62,21 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False)
                 save_recipe(recipe, folder / "recipe.json")
         with Watch(recipe.num_steps, step=run.progress.step, quiet=quiet) as watch, interruptions() as stop:
             return run.train(watch, stop)
+
+
+def settled(recipe: Recipe, task: Task, out: Path) -> Recipe:
+    """The recipe with what data, machine and the run so far decide filled in.
+
+    Raises ConfigError where the run in ``out`` has another: a run goes on by its own recipe.
+    """
+    recipe = replace(recipe, model=task.configure(recipe.model))
+    path = out / "recipe.json"
+    stored = load_recipe(path) if path.exists() else None
+    if recipe.precision == "auto":
+        recipe = replace(recipe, precision=stored.precision if stored else resolve("auto", where()))
+    if stored and (differing := differences(to_json(recipe), to_json(stored))):
+        raise ConfigError(f"{out}: a run goes on by its own recipe; it has another {', '.join(differing)}")
+    return recipe
 
 
 def where() -> torch.device:
@@ -76,7 +93,8 @@ class Run:
         self.average = copy.deepcopy(self.model).eval() if recipe.average else self.model
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.loader = task.loader(seed=recipe.seed, prepare=recipe.objective.prepare)
-        self.progress = Progress()
+        self.progress = Progress(loader=self.loader.state())
+        task.validation()  # what is wrong with it is said now, not after the first hours
 
     def train(self, watch: Watch, stop: threading.Event) -> Progress:
         """Step until the last step, the time limit or ``stop``."""
@@ -214,7 +232,7 @@ def accumulate(
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move every averaged weight ``1 - decay`` of the way to the model's (Polyak & Juditsky 1992); copy the buffers."""
+    """Move every averaged weight ``1 - decay`` of the way to the model's (Kingma & Ba 2015, 7.2); copy the buffers."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
     for mean, buffer in zip(average.buffers(), model.buffers(), strict=True):
         mean.copy_(buffer)

@@ -1,5 +1,6 @@
 """Optimisers: what a recipe says of them, and torch's fused implementation of it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,8 +29,8 @@ class Optimizer:
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas {self.betas}: each must be at least 0 and less than 1")
-        if self.eps <= 0 or self.weight_decay < 0:
-            raise ConfigError("optimizer.eps must be above 0, and optimizer.weight_decay not below it")
+        if not 0 < self.eps < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ConfigError("optimizer.eps must be a number above 0, and optimizer.weight_decay one not below it")
 
 
 def build_optimizer(optimizer: Optimizer, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,9 +1,11 @@
 """A recipe: everything that decides what a training run computes."""
 
 import contextlib
+import functools
 import io
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from regard.zoo import families, family_of
 
 @dataclass(frozen=True)
 class Recipe:
-    """Model, data, objective and the way there. Two runs of one recipe on one machine are bit-equal.
+    """Model, data, objective and the way there. Two runs of one recipe on one machine's CPU are bit-equal.
 
     Attributes:
         model: a family's configuration; a ``vocab_size`` of 0 is filled in from the data.
@@ -63,8 +65,12 @@ class Recipe:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         if not 0 <= self.average < 1:
             raise ConfigError(f"average {self.average} must be at least 0 and less than 1")
-        if self.clip_norm < 0:
-            raise ConfigError(f"clip_norm {self.clip_norm} must not be negative; 0 does not clip")
+        if not 0 <= self.clip_norm < math.inf:
+            raise ConfigError(f"clip_norm {self.clip_norm} must be a number from 0; 0 does not clip")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ConfigError(f"max_minutes {self.max_minutes} must be above 0")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed {self.seed} must lie between 0 and {2**63 - 1}")
 
 
 def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train") -> Recipe:
@@ -82,7 +88,7 @@ def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train
         name = argument.split("=")[0].replace("_", "-")
         if name.startswith("--") and name != "--help" and name.replace("--no-", "--").replace(".no-", ".") not in known:
             raise ConfigError(f"no option '{name}'{did_you_mean(name, known)}")
-    kind = _kind(type(recipe.model), type(recipe.data))
+    kind = _kind(type(recipe.model), type(recipe.data))  # type: ignore[arg-type]  # mypy: a class with no hash?
     default = kind(**{each.name: getattr(recipe, each.name) for each in fields(recipe)})
     complaint = io.StringIO()
     try:
@@ -129,7 +135,8 @@ def _choose(name: Any, choices: Any, path: Path) -> Any:
     return choices[name]
 
 
-def _kind(model: type, data: type) -> type[Recipe]:
+@functools.cache
+def _kind(model: Any, data: Any) -> type[Recipe]:
     """``Recipe`` with the types of these two fields narrowed, which reading and the command line go by."""
     return make_dataclass("Recipe", [("model", model), ("data", data)], bases=(Recipe,), frozen=True)
 

@@ -25,8 +25,8 @@ class Schedule:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.warmup < 0:
-            raise ConfigError("schedule.lr must be above 0, and schedule.warmup not below it")
+        if not 0 < self.lr < math.inf or self.warmup < 0:
+            raise ConfigError(f"schedule.lr {self.lr} must be above 0, and schedule.warmup {self.warmup} not below it")
         if not 0 <= self.final <= 1:
             raise ConfigError(f"schedule.final {self.final} must be a share of the peak, from 0 to 1")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regard.checkpoint.files import load_tensors, save_tensors, settle
 from regard.checkpoint.load import tensors_of
-from regard.core.errors import CheckpointError, TrainingError
+from regard.core.errors import CheckpointError, ConfigError, TrainingError
 from regard.core.serial import load_json, to_json
 
 WEIGHTS, PROGRESS = "training.safetensors", "training.json"
@@ -22,17 +22,17 @@ class Progress:
     """How far a run has come; everything about it that is not a tensor.
 
     Attributes:
+        loader: the data loader's state.
         step: optimiser steps taken.
         seconds: time spent, over all sittings.
-        loader: the data loader's state.
         window: sums since the last line of the log.
         log_bytes: length of the log.
         best: the monitored metric of the best checkpoint.
     """
 
+    loader: dict[str, int]
     step: int = 0
     seconds: float = 0.0
-    loader: dict[str, int] = field(default_factory=dict)
     window: dict[str, float] = field(default_factory=dict)
     log_bytes: int = 0
     best: float | None = None
@@ -59,7 +59,10 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     """
     file = folder / WEIGHTS
     tensors = load_tensors(file)
-    progress = load_json(Progress, folder / PROGRESS)
+    try:
+        progress = load_json(Progress, folder / PROGRESS)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
     try:
         for name, value in tensors_of(model).items():
             value.copy_(tensors[f"model.{name}"])

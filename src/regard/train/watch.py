@@ -24,7 +24,8 @@ class Log:
     def __init__(self, path: Path, length: int = 0) -> None:
         self.path = path
         self.file = path.open("ab")
-        self.file.truncate(length)
+        self.file.truncate(min(length, os.fstat(self.file.fileno()).st_size))
+        self.file.seek(0, os.SEEK_END)
 
     def write(self, record: Record) -> None:
         """Append one line. Raises TrainingError when it cannot be written."""
