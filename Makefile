@@ -1,7 +1,8 @@
 # Every target does all its own set-up: a machine with Python 3.11 or newer is enough.
 #
 #   make PYTHON=python3.12 ...    another Python to make .venv with
-#   make TORCH_INDEX=https://download.pytorch.org/whl/cpu ...    torch without CUDA: a tenth of the download
+#   make TORCH_INDEX=https://download.pytorch.org/whl/cpu ...    torch without CUDA: a tenth of the download (first run,
+#                                                                or after make clean)
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -16,7 +17,7 @@ BENCHMARKS := $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py))
 
 help: ## list the targets
 	@echo "Each sets up what it needs in .venv on its first run."
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.run ## train the 2017 Transformer to translate phrases, show its score and its report: runs/demo
 	@echo "* training on phrases made from locale data, English to French; then the score and the report"

@@ -5,14 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from regard import zoo
+from regard.checkpoint.hub import existing
 from regard.data.tokenize import Tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, greedy
 from regard.tasks.translate import BEAM
+from regard.train.fit import default_device
 from regard.train.recipe import load_recipe
 
 
@@ -21,16 +22,12 @@ def open_run(run: str | Path) -> tuple[Any, nn.Module]:
 
     Raises:
         ConfigError: the folder has no readable recipe.json.
-        CheckpointError: its tokenizer or best checkpoint cannot be loaded.
+        CheckpointError: there is no such folder, or its tokenizer or best checkpoint cannot be loaded.
     """
-    run = Path(run)
-    task = load_recipe(run / "recipe.json").data.open(run)
-    return task, zoo.load(run / "best", device=default_device())
-
-
-def default_device() -> torch.device:
-    """The accelerator where there is one, as in training; else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = existing(run)
+    recipe = load_recipe(folder / "recipe.json")
+    model = zoo.load(folder, device=default_device())
+    return recipe.data.open(folder), model
 
 
 def tokenizer(folder: str | Path) -> Tokenizer:

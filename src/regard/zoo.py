@@ -17,7 +17,7 @@ import regard.models
 from regard.attention.kernel import KernelName
 from regard.attention.kernel import kernel as kernel_called
 from regard.blocks.init import initialise
-from regard.checkpoint.files import CONFIG, checksum, read, read_json, reading, settle, write
+from regard.checkpoint.files import CONFIG, checksum, inside, read, read_json, reading, settle, write
 from regard.checkpoint.hub import resolve
 from regard.checkpoint.keymap import to_theirs
 from regard.checkpoint.load import assign, reconcile, tensors_of
@@ -211,7 +211,11 @@ def checkpoint_folder(folder: str | Path) -> Path:
     found = resolve(folder)
     for place in (found, found / "best"):
         settle(place)
-    return found / "best" if not (found / CONFIG).exists() and (found / "best").is_dir() else found
+    if (found / CONFIG).exists() or not (found / "recipe.json").exists():
+        return found
+    if not (found / "best" / CONFIG).exists():
+        raise CheckpointError(f"{found}: this run has no best checkpoint yet; 'regard train {found} --resume' goes on")
+    return found / "best"
 
 
 def read_config(folder: Path) -> tuple[Family, Any, bool]:
@@ -232,10 +236,19 @@ def read_config(folder: Path) -> tuple[Family, Any, bool]:
         return family, from_json(family.config, value.get("config"), f"{path}: config"), False
     for family in families().values():
         if value.get("model_type") in family.model_types:
-            return family, _published(family, value, path), True
+            return family, _published(family, {**_generation(folder), **value}, path), True
     known = [*families(), *(each for family in families().values() for each in family.model_types)]
     asked = str(value.get("family") or value.get("model_type"))
     raise ConfigError(f"{path}: no family '{asked}'; there are {', '.join(known)}{did_you_mean(asked, known)}")
+
+
+def _generation(folder: Path) -> Mapping[str, Any]:
+    """The settings of generation that newer published checkpoints keep in a file of their own."""
+    path = inside(folder, "generation_config.json")
+    value = read_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object")
+    return value
 
 
 def _published(family: Family, value: Mapping[str, Any], path: Path) -> Any:

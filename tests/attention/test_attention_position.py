@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
+from regard.attention.attention import Attention
 from regard.attention.position import (
     ALiBi,
     Learned,
@@ -14,10 +16,11 @@ from regard.attention.position import (
     Sinusoidal2D,
     T5Buckets,
     alibi_slopes,
+    sinusoid_table,
     sinusoids,
 )
 from regard.core.errors import InputError
-from regard.core.types import Index
+from regard.core.types import Context, Index
 
 transformers = pytest.importorskip("transformers")
 
@@ -113,3 +116,48 @@ def test_positions_beyond_the_last_are_refused_but_padding_does_not_count(scheme
         scheme.embed(torch.zeros(1, 6, 4), Index.count(6))
     valid = torch.tensor([[True, False, True, True, True, True]])
     assert scheme.embed(torch.zeros(1, 6, 4), Index.of(valid)).shape == (1, 6, 4)
+
+
+def test_what_tracing_makes_is_not_kept() -> None:
+    class Embed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = Sinusoidal(6, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.positions.embed(x, Index.count(x.shape[1]))
+
+    sinusoid_table.cache_clear()
+    x = torch.zeros(1, 3, 6)
+    exported = torch.export.export(Embed(), (x,)).module()
+    ours = Embed()(x)
+    assert type(ours) is torch.Tensor
+    assert torch.equal(exported(x), ours)
+    sinusoid_table.cache_clear()
+
+
+def test_shaw_scores_have_the_attentions_scale() -> None:
+    torch.manual_seed(0)
+    q, index = torch.randn(1, 2, 3, 4), Index.count(3)
+    plain, scaled = ShawRelative(4, 2), ShawRelative(4, 2, scale=1.0)
+    scaled.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(scaled.bias(q, index, index), 2 * plain.bias(q, index, index))
+
+
+def test_far_tokens_are_told_apart_in_bfloat16() -> None:
+    q, k = Index.count(1, start=999), Index.count(1000)
+    bias = ALiBi(1).bias(torch.zeros(1, 1, 1, 2, dtype=torch.bfloat16), q, k)[0, 0, 0]
+    assert bool((bias.diff() > 0).all())
+    t = torch.randn(1, 1, 1000, 64)
+    exact = Rotary(64).rotate(t.bfloat16().double(), k)
+    assert (Rotary(64).rotate(t.bfloat16(), k) - exact).abs().max() <= exact.abs().max() * 2**-8
+
+
+def test_t5_buckets_survive_recomputation() -> None:
+    torch.manual_seed(0)
+    module = Attention(8, 2, positions=T5Buckets(2))
+    x = torch.randn(1, 5, 8, requires_grad=True)
+    ctx = Context(Index.count(5))
+    out = torch.utils.checkpoint.checkpoint(lambda x: module(module(x, ctx), ctx), x, use_reentrant=False)
+    out.square().sum().backward()
+    assert module.positions.weight.grad is not None

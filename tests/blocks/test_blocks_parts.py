@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regard.attention.attention import Attention
 from regard.blocks.embed import Embedding, Head
 from regard.blocks.feedforward import ACTIVATIONS, FeedForward, MixtureOfExperts, load_balance
 from regard.blocks.init import he, initialise, normal, truncated_normal, xavier
@@ -66,7 +67,7 @@ def test_experts_are_weighted_by_the_router() -> None:
         best = chance[row, place].topk(2)
         share = best.values / best.values.sum()
         expected = sum(w * moe.experts[int(i)](x()[row, place]) for w, i in zip(share, best.indices, strict=True))
-        torch.testing.assert_close(out[row, place], expected, rtol=0, atol=1e-6)  # the router's softmax is float32
+        torch.testing.assert_close(out[row, place], expected, rtol=0, atol=1e-12)
 
 
 def test_one_expert_is_a_feed_forward() -> None:
@@ -158,3 +159,13 @@ def test_initialise_fills_every_tensor_by_role() -> None:
     assert all(not tensor.any() for name, tensor in state.items() if name.endswith("bias"))
     assert torch.equal(state["norm.weight"], torch.ones(E))
     assert torch.equal(state["layer.weight"], torch.ones(E))
+
+
+def test_unknown_parts_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"no activation 'siluu'.*did you mean 'silu'"):
+        FeedForward(E, FF, activation="siluu")
+    with pytest.raises(ConfigError, match="no attention kernel 'flsh'"):
+        Attention(E, 2, kernel="flsh")
+    for heads in (0, -2, 3):
+        with pytest.raises(ConfigError, match=f"does not divide into {heads} heads"):
+            Attention(E, heads)

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from regard.checkpoint.files import INDEX, SINGLE, inside, read, replacing, settle, write
+from regard.checkpoint.files import INDEX, SINGLE, inside, read, reading, replacing, settle, write
 from regard.checkpoint.keymap import same_bits
 from regard.core.errors import CheckpointError
 
@@ -417,3 +417,39 @@ def test_a_folder_reached_by_a_link_is_a_folder(tmp_path) -> None:
     write(tmp_path / "real", tensors(), {})
     (tmp_path / "link").symlink_to("real")
     assert read(tmp_path / "link").keys() == tensors().keys()
+
+
+WRITER = """
+import sys, time, torch
+from pathlib import Path
+from regard.checkpoint.files import write
+end = time.monotonic() + 3
+number = 0
+while time.monotonic() < end:
+    number += 1
+    write(Path(sys.argv[1]), {f"t{i}": torch.full((64,), float(number)) for i in range(4)}, {}, max_shard_size=256)
+print(number)
+"""
+
+
+def test_readers_and_a_writer_keep_out_of_each_others_way(tmp_path) -> None:
+    write(tmp_path, {f"t{i}": torch.zeros(64) for i in range(4)}, {}, max_shard_size=256)
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    seen = set()
+    while writer.poll() is None:
+        with reading(tmp_path):
+            found = read(tmp_path)
+        values = {float(tensor[0]) for tensor in found.values()}
+        assert len(values) == 1, "two checkpoints were mixed"
+        seen |= values
+    assert writer.returncode == 0
+    assert len(seen) > 2
+
+
+def test_a_save_that_lost_a_file_takes_nothing_with_it(tmp_path) -> None:
+    write(tmp_path, tensors(), {"a": 1})
+    (tmp_path / ".saved").mkdir()
+    (tmp_path / ".saved/.names.json").write_text(json.dumps(["model-00001-of-00002.safetensors"]))
+    with pytest.raises(CheckpointError, match="has lost its 'model-00001"):
+        read(tmp_path)
+    assert (tmp_path / SINGLE).exists()

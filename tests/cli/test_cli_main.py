@@ -1,5 +1,8 @@
 """The command line as a whole: what it answers, what it refuses, and what it imports."""
 
+import json
+import os
+import shlex
 import subprocess
 import sys
 
@@ -145,3 +148,49 @@ def test_predict_answers_a_slow_writer_line_by_line(tiny_run):
         assert line or answer == "\n"
     rest, _ = process.communicate()
     assert (rest, process.returncode) == ("", 0)
+
+
+def test_training_goes_on_when_its_reader_goes_away(tiny_options, tmp_path):
+    command = [*REGARD, "train", "translate", *tiny_options, "--num-steps", "40", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert json.loads((tmp_path / "run/last/training.json").read_text())["step"] == 40
+    assert (tmp_path / "run/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("predict RUN <&-", 0),
+        ("show RUN >&-", 0),
+        ("predict RUN 'one two' 2>&-", 0),
+        ("show > /dev/full", 2),
+        ("no-such-verb 2>&-", 2),
+    ],
+)
+def test_closed_and_full_streams_are_no_traceback(tiny_run, command, code):
+    line = command.replace("RUN", shlex.quote(str(tiny_run)))
+    done = subprocess.run(f"{shlex.join(REGARD)} {line}", shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert ("standard output: No space left" in done.stderr) == ("full" in command)
+
+
+def test_output_is_utf8_whatever_the_locale_says(tiny_run):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*REGARD, "show", str(tiny_run)], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert "├─" in done.stdout.decode("utf-8")
+
+
+@pytest.mark.timeout(60)
+def test_predict_reads_a_pipe_by_name(tiny_run, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    process = subprocess.Popen(
+        [*REGARD, "predict", str(tiny_run), "--file", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True
+    )
+    (tmp_path / "pipe").write_text("one two\n")
+    assert process.communicate()[0].count("\n") == 1
+    assert process.returncode == 0

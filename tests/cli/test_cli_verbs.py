@@ -1,5 +1,6 @@
 """Each verb on a run of the smallest recipe."""
 
+import gzip
 import io
 import json
 import re
@@ -112,6 +113,56 @@ def test_resume_goes_on_only_by_the_runs_own_recipe(capsys, tiny_run, tiny_optio
     assert "is not empty" in refusal(capsys, "train", "translate", *tiny_options, "--out", run)
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again(capsys, tiny_run, tiny_options, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("recipe.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_run / name, run / name)
+    assert "has no best checkpoint yet; 'regard train" in refusal(capsys, "show", run)
+    assert "has no best checkpoint yet" in refusal(capsys, "predict", run, "one")
+    printed(capsys, "train", run, "--resume", "--quiet")
+    first, again = (load_file(run / "best" / "model.safetensors") for run in (tiny_run, run))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("log.jsonl", b"\xff", "line 1: not UTF-8"),
+        ("log.jsonl", b"5\n", "line 1: expected an object with 'step'"),
+        ("last/training.json", b'{"step": 4, "loader": {"epoch": 0}}', "lacks loader.digest"),
+        ("last/training.json", b'{"step": 4}', "missing key 'loader'"),
+        ("last/training.json", b"{", "not readable as JSON"),
+        ("last/training.safetensors", b"", "truncated, damaged or not safetensors"),
+        ("recipe.json", b"{}", "None is not one of transformer"),
+    ],
+)
+def test_a_damaged_run_is_refused_in_one_line(capsys, tiny_run, tmp_path, file, content, says):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    (run / file).write_bytes(content)
+    message = refusal(capsys, "train", run, "--resume", "--quiet")
+    assert says in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["predict", "runs/sms", "x"], "runs/sms: no such folder (did you mean 'runs/sums'?)"),
+        (["evaluate", "runs/sms"], "did you mean 'runs/sums'?"),
+        (["train", "runs/sms", "--resume"], "did you mean 'runs/sums'?"),
+        (["show", "run"], "no size or folder 'run' (did you mean 'runs'?)"),
+        (["predict", "file", "x"], "file: is a file"),
+    ],
+)
+def test_a_mistyped_run_is_named_with_its_nearest(capsys, tmp_path, monkeypatch, argv, says):
+    (tmp_path / "runs/sums").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal(capsys, *argv)
+
+
 # predict, generate, evaluate -----------------------------------------------------------------------------------------
 
 
@@ -129,7 +180,8 @@ def test_predict_keeps_empty_lines_in_their_place(capsys, tiny_run, tmp_path):
     file = tmp_path / "texts.txt"
     file.write_bytes(b"\r\none two\n\n\nfive\n")
     lines = printed(capsys, "predict", tiny_run, "--file", file, "--beam", 1).split("\n")
-    assert [line == "" for line in lines] == [True, lines[1] == "", True, True, lines[4] == "", True]
+    assert len(lines) == 6
+    assert lines[0] == lines[2] == lines[3] == lines[5] == ""
     assert [lines[1], lines[4]] == list(regard.predict(tiny_run, ["one two", "five"], beam=1))
 
 
@@ -255,3 +307,42 @@ def test_lines_are_the_same_however_they_come(size):
 def test_a_line_that_is_not_text_is_named():
     with pytest.raises(DataError, match="here, line 3: not UTF-8"):
         chunked(b"a\nb\n\xe9\n", 1000)
+
+
+def test_predict_names_the_text_that_is_too_long(capsys, tiny_run, tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("one\n" + "two " * 100 + "\nthree\n")
+    message = refusal(capsys, "predict", tiny_run, "--file", file)
+    assert re.search(r"text 2 has \d+ tokens, more than the model's 64 positions; split it", message)
+
+
+def test_predict_names_files_as_training_does(capsys, tiny_run, tmp_path):
+    (tmp_path / "texts.txt").write_text("one\n")
+    (tmp_path / "texts.gz").write_bytes(gzip.compress(b"one\n"))
+    assert "did you mean 'texts.txt'" in refusal(capsys, "predict", tiny_run, "--file", tmp_path / "text.txt")
+    assert "is a folder" in refusal(capsys, "predict", tiny_run, "--file", tmp_path)
+    assert "is gzipped" in refusal(capsys, "predict", tiny_run, "--file", tmp_path / "texts.gz")
+
+
+def test_evaluate_says_where_missing_data_are_named(capsys, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["data"]["train"] = "gone.tsv"
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    message = refusal(capsys, "evaluate", run)
+    assert "gone.tsv: no such file" in message
+    assert "recipe.json names it" in message
+    assert "--data F" in message
+
+
+def test_convert_writes_into_no_run_and_says_when_there_is_no_tokenizer(capsys, tiny_run, tmp_path):
+    assert "is the folder of a run" in refusal(capsys, "convert", tiny_run, tiny_run, "--to", "regard")
+    regard.save(regard.load(tiny_run), tmp_path / "bare")
+    assert main(["convert", str(tmp_path / "bare"), str(tmp_path / "copy"), "--to", "regard"]) == 0
+    assert "has no tokenizer.json" in capsys.readouterr().err
+
+
+def test_check_wants_some_section(capsys, tiny_run):
+    assert "name some sections" in refusal(capsys, "check", tiny_run, "--sections", "")
+    assert "A" in printed(capsys, "check", tiny_run, "--sections", "A,")

@@ -1,8 +1,8 @@
 """Every command and every snippet of the README and the docs runs, and prints what the page says it prints.
 
 A page is run from top to bottom in a folder of its own: ``bash`` blocks by bash, ``python`` blocks one after the other
-in one namespace. In bash, ``make`` only checks that the Makefile has the target and could begin it. A comment before a
-block says more:
+in one namespace. In bash, ``make`` only checks that the Makefile has the target and could begin it, save that ``make
+slow`` does run ``make demo``. A comment before a block says more:
 
 - ``<!-- test: slow -->``: only ``make slow`` runs it.
 - ``<!-- test: skip because ... -->``: nobody runs it, for that reason.
@@ -26,6 +26,11 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHOWN = {"text", "json", "toml", "yaml"}
 MAKE = f'make() {{ command make --no-print-directory -n -C "{ROOT}" "$@" > /dev/null; }}\n'
+DEMO = f"""make() {{
+  test "$1" = demo || set -- -n "$@"
+  command make --no-print-directory -C "{ROOT}" "$@" > /dev/null
+}}
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def run_page(page: Path, folder: Path, *, slow: bool) -> None:
         elif step.directive.startswith("skip") or (step.directive == "slow" and not slow):
             printed = None
         elif step.language == "bash":
-            printed = run_bash(step.code, folder, where)
+            printed = run_bash((DEMO if slow else MAKE) + step.code, folder, where)
         else:
             printed = run_python(step, namespace, page)
 
@@ -84,7 +89,7 @@ def run_page(page: Path, folder: Path, *, slow: bool) -> None:
 def run_bash(code: str, folder: Path, where: str) -> str:
     """What a bash block prints; our own commands come first on its path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = ["bash", "-euo", "pipefail", "-c", MAKE + code]
+    command = ["bash", "-euo", "pipefail", "-c", code]
     done = subprocess.run(
         command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=3600, check=False
     )
@@ -101,11 +106,11 @@ def run_python(step: Step, namespace: dict[str, object], page: Path) -> str:
 
 
 def speeds() -> Iterator[object]:
-    """Each page once without its slow blocks and, if it has some, once with them."""
+    """Each page once without its slow blocks and, if it has some or a demo, once with them."""
     for page in PAGES:
         name = str(page.relative_to(ROOT))
         yield pytest.param(page, False, id=name)
-        if "<!-- test: slow -->" in page.read_text(encoding="utf-8"):
+        if re.search(r"<!-- test: slow -->|^make demo", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
             yield pytest.param(page, True, id=f"{name}-slow", marks=pytest.mark.slow)
 
 

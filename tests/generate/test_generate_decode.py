@@ -10,7 +10,16 @@ from regard.core.errors import ConfigError, InputError
 from regard.generate.beam import Beam
 from regard.generate.decode import collect, decode, greedy, sample, uniform
 from regard.generate.front import generate
-from regard.generate.logits import forbid, force, no_repeat_ngram, repetition_penalty, temperature, top_k, top_p
+from regard.generate.logits import (
+    forbid,
+    force,
+    no_repeat_ngram,
+    repetition_penalty,
+    suppress,
+    temperature,
+    top_k,
+    top_p,
+)
 
 V, STOP = 7, {0, 1}
 prompts = st.lists(st.lists(st.integers(2, V - 1), min_size=1, max_size=5), min_size=1, max_size=5)
@@ -198,6 +207,34 @@ def test_mistakes_are_named():
     for low, high in ((3, 2), (0, 0), (-1, 5)):
         with pytest.raises(ConfigError, match=f"min_tokens={low} and max_tokens={high}"):
             generate(model, torch.tensor([[2]]), min_tokens=low, max_tokens=high)
+
+
+def test_no_one_has_enough_before_the_least():
+    steps = list(decode(Recurrent(V, 1).begin(), torch.tensor([[2]]), min_tokens=3, max_tokens=6, until=everyone))
+    assert [step.stopped.tolist() for step in steps] == [[False], [False], [True]]
+
+
+def everyone(step):
+    return torch.ones_like(step.stopped)
+
+
+def test_mistakes_with_ids_and_seeds_are_named():
+    prompt = torch.tensor([[2], [3], [4]])
+    for transforms in ([suppress([V])], [forbid([[2, V]])], [force(-1, at=1)]):
+        with pytest.raises(InputError, match=f"is outside the vocabulary, whose ids are 0 to {V - 1}"):
+            generate(Recurrent(V), prompt, transforms=transforms)
+    with pytest.raises(InputError, match="2 seeds for 3 rows or more"):
+        generate(Recurrent(V), prompt, method=sample([1, 2]))
+    with pytest.raises(ConfigError, match="must fit in 64 bits"):
+        sample(2**64)
+
+
+@pytest.mark.parametrize("method", [greedy, sample(0)])
+def test_a_score_beyond_all_numbers_is_an_error(method):
+    table = torch.zeros(V, V)
+    table[2, 3] = torch.inf
+    with pytest.raises(InputError, match="not numbers"):
+        generate(Markov(table), torch.tensor([[2]]), method=method)
 
 
 @pytest.mark.parametrize("method", [greedy, sample(0), Beam(size=2)])

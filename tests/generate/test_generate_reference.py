@@ -3,11 +3,14 @@
 The reference's own model is driven through a decoding that keeps no cache, so that only the search is compared.
 """
 
+import copy
+
 import pytest
 import torch
 from generate_toys import Uncached
 from transformers import MarianConfig, MarianMTModel
 
+import regard
 from regard.generate.beam import Beam, beam_search
 from regard.generate.decode import collect, decode
 from regard.generate.logits import forbid, force, min_length, no_repeat_ngram, repetition_penalty, suppress
@@ -132,3 +135,23 @@ def test_the_decoders_own_prompt_and_several_stop_tokens(model, sources):
         assert row[: len(answer.tokens)] == answer.tokens
         assert set(row[len(answer.tokens) :]) <= {PAD}
         assert (answer.finish == "stop") == (answer.tokens[-1] in stop)
+
+
+def test_a_published_folder_answers_as_it_does_there(model, sources, tmp_path):
+    """Published Marian checkpoints forbid padding, whose logit nothing keeps low."""
+    model = copy.deepcopy(model)
+    model.final_logits_bias[0, PAD] = 2 * BIAS
+    model.generation_config.bad_words_ids = [[PAD]]
+    model.save_pretrained(tmp_path / "theirs")
+    expected, _ = theirs(model, sources, num_beams=1, do_sample=False)
+    tokens, valid = sources
+    regard.save(regard.load(tmp_path / "theirs"), tmp_path / "again", layout="hf")
+    regard.save(regard.load(tmp_path / "theirs"), tmp_path / "ours")
+    for folder in ("theirs", "ours", "again"):
+        found = regard.generate(
+            regard.load(tmp_path / folder), torch.full((6, 1), PAD), inputs={"tokens": tokens, "valid": valid},
+            stop=[EOS], max_tokens=LIMIT,
+        )  # fmt: skip
+        assert [each.tokens for each in found] == expected
+    again = MarianMTModel.from_pretrained(tmp_path / "again").double()
+    assert theirs(again, sources, num_beams=1, do_sample=False)[0] == expected

@@ -1,6 +1,7 @@
 """The 2017 Transformer against the paper's counts and against transformers' MarianMT, in float64."""
 
 import gc
+import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from regard import zoo
 from regard.attention.position import sinusoid_table
 from regard.checkpoint.keymap import Rule, to_theirs
-from regard.core.errors import ConfigError, InputError
+from regard.core.errors import CheckpointError, ConfigError, InputError
 from regard.core.types import Index
 from regard.models.transformer import LayerSizes, Transformer, TransformerConfig, from_hf, to_hf
 
@@ -282,3 +283,116 @@ def test_a_forward_pass_leaves_nothing_for_the_cycle_collector() -> None:
         assert not [each for each in gc.get_objects() if type(each) is Index and each.memo]
     finally:
         gc.enable()
+
+
+def small(**changes: Any) -> Any:
+    return zoo.build(TransformerConfig(**({
+        "vocab_size": 20, "embed_dim": 16, "ffn_dim": 32, "num_heads": 2, "num_encoder_layers": 1,
+        "num_decoder_layers": 2, "max_seq_len": 8,
+    } | changes)), dtype=torch.float64).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"positions": "sinusodial"}, "did you mean 'sinusoidal'"),
+        ({"norm_order": "Post"}, "norm_order: 'Post' is not one of post, pre"),
+        ({"norm": "layernorm"}, "norm: 'layernorm' is not one of"),
+        ({"activation": "swiglu"}, "activation: 'swiglu' is not one of"),
+        ({"dropout": 1.5}, "dropout must be at least 0 and less than 1"),
+        ({"drop_path": 1.0}, "drop_path must be at least 0 and less than 1"),
+        ({"norm_eps": -1.0}, "norm_eps must be above 0"),
+        ({"scale_embeddings": "false"}, "scale_embeddings: expected bool, found 'false'"),
+    ],
+)
+def test_a_field_that_means_nothing_is_an_error(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        small(**changes)
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "alibi", "t5", "none"])
+def test_no_position_scheme_goes_beyond_the_last_position(positions: str) -> None:
+    model = small(positions=positions)
+    tokens = torch.full((2, 9), 3)
+    with pytest.raises(InputError, match="reaches position 8"):
+        model(tokens=tokens, decoder_tokens=tokens[:, :2])
+    with pytest.raises(InputError, match="reaches position 8"):
+        model(tokens=tokens[:, :2], decoder_tokens=tokens)
+    decoding = model.begin(tokens=tokens[:, :2], max_len=4)
+    decoding.feed(tokens[:, :3], torch.tensor([[True] * 3, [False, True, True]]))
+    decoding.feed(tokens[:, :1])
+    with pytest.raises(InputError, match="reaches position 4"):
+        decoding.feed(tokens[:, :1])
+
+
+def test_rows_are_what_was_begun_and_reordered() -> None:
+    model = small()
+    tokens = torch.tensor([[3, 4], [5, 6]])
+    decoding = model.begin(tokens=tokens)
+    with pytest.raises(InputError, match="tokens has 4 rows, but 2 are being written"):
+        decoding.feed(torch.full((4, 1), 1))
+    decoding.feed(torch.full((2, 1), 1))
+    decoding.truncate(0)
+    decoding.reorder(torch.tensor([1, 0]))
+    swapped = model(tokens=tokens.flip(0), decoder_tokens=torch.full((2, 1), 1)).logits
+    torch.testing.assert_close(decoding.feed(torch.full((2, 1), 1)), swapped, rtol=0, atol=1e-12)
+
+
+def test_an_end_token_that_also_pads_learns_from_being_looked_up() -> None:
+    model = small(pad_token=2).train()
+    tokens = torch.tensor([[3, 2]])
+    model(tokens=tokens, decoder_tokens=tokens).hidden.square().sum().backward()
+    assert bool(model.encoder_embed.weight.grad[2].any())
+
+
+def test_logits_read_without_gradients_are_not_all_there_is() -> None:
+    model = small()
+    output = model(tokens=torch.tensor([[3]]), decoder_tokens=torch.tensor([[1]]))
+    with torch.no_grad():
+        assert not output.logits.requires_grad
+    assert output.logits.requires_grad
+    assert output.logits is output.logits
+
+
+def test_nothing_is_saved_that_could_not_be_loaded(tmp_path: Path) -> None:
+    model = small()
+    zoo.save(torch.compile(model), tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    loaded = zoo.load(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    model.head.weight = torch.nn.Parameter(model.head.weight.detach().clone())
+    with pytest.raises(CheckpointError, match=r"the model to save.*unexpected 'head.weight'"):
+        zoo.save(model, tmp_path)
+    for bad, error in ((zoo.build(model.config, device="meta"), CheckpointError), (torch.nn.Linear(1, 1), ConfigError)):
+        with pytest.raises(error):
+            zoo.save(bad, tmp_path)
+    with pytest.raises(ConfigError, match="no layout 'HF'; there are regard, hf"):
+        zoo.save(model, tmp_path, layout="HF")
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_configuration_that_was_changed_is_an_error(tmp_path: Path) -> None:
+    zoo.save(small(), tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for change in ({"num_heads": 4}, {"positions": "none"}, {"activation": "gelu"}):
+        changed = {**stored, "config": stored["config"] | change}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match="changed since it was saved; if that was meant, delete its 'checksum'"):
+            zoo.load(tmp_path)
+    del changed["checksum"]
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    assert zoo.load(tmp_path).config.activation == "gelu"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dtype": "bfloat16"}, "dtype must be a floating-point type"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point type"),
+        ({"device": "gpu"}, "no device 'gpu'"),
+    ],
+)
+def test_a_place_that_does_not_exist_is_an_error(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    zoo.save(small(), tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        zoo.load(tmp_path, **options)

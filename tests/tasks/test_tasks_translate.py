@@ -1,5 +1,6 @@
 """Translation: what a batch holds, how data is split, and that company changes no answer."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -10,7 +11,7 @@ from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE
 from regard.data.tokenize import train_bpe
 from regard.generate.beam import Beam
-from regard.generate.decode import greedy
+from regard.generate.decode import greedy, sample
 from regard.models.transformer import TransformerConfig
 from regard.objectives.supervise import Supervise
 from regard.tasks import datas
@@ -52,15 +53,26 @@ def test_configure_fills_in_what_the_tokenizer_decides(task):
         task.configure(TransformerConfig(vocab_size=100))
 
 
-@pytest.mark.parametrize("method", [greedy, Beam(size=3)], ids=["greedy", "beam"])
-def test_company_changes_no_answer(task, model, method):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)  # the second is packed
+@pytest.mark.parametrize("method", [lambda i: greedy, lambda i: Beam(size=3), sample], ids=["greedy", "beam", "sample"])
+def test_company_changes_no_answer(task, model, method, dtype, monkeypatch):
+    monkeypatch.setattr("regard.tasks.translate.WINDOW", 4)
+    model = copy.deepcopy(model).to(dtype)
     sources = [*TEXTS, "", *TEXTS[::-1]]
-    together = list(task.predict(model, sources, method))
-    alone = [next(task.predict(model, [source], method, None)) for source in sources]
-    # A row's length limit is its batch's, so compare up to the shorter: an untrained model never stops.
-    for a, b in zip(together, alone, strict=True):
-        assert a.startswith(b[:40])
-    assert together[:5] == together[6:][::-1]
+    together = list(task.predict(model, sources, method(0)))
+    assert together == [next(task.predict(model, [source], method(i))) for i, source in enumerate(sources)]
+
+
+def test_an_overlong_source_is_named_and_costs_no_earlier_answer(task, model, monkeypatch):
+    monkeypatch.setattr("regard.tasks.translate.WINDOW", 2)
+    answers = task.predict(model, ["un", "deux", "trois", "x " * 200], max_tokens=3)
+    assert len([next(answers), next(answers)]) == 2
+    with pytest.raises(InputError, match="text 4 has"):
+        next(answers)
+    with pytest.raises(ConfigError, match="leave no length"):
+        next(task.predict(model, ["un"], max_tokens=0))
+    with pytest.raises(InputError, match="one text where a list"):
+        task.tokenizer.encode_batch("un")
 
 
 def test_a_source_beyond_the_model_is_an_error(task, model):

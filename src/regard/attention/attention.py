@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.attention.cache import Held
-from regard.attention.kernel import KernelName, attention_weights, kernel
+from regard.attention.kernel import KernelName, attention_weights
+from regard.attention.kernel import kernel as kernel_called
 from regard.attention.mask import EVERYTHING, Mask
 from regard.attention.position import PositionScheme
 from regard.core.errors import ConfigError, InputError
@@ -35,7 +36,7 @@ class Attention(nn.Module):
         kernel: how to compute it; see :mod:`regard.attention.kernel`.
 
     Raises:
-        ConfigError: sizes that do not divide.
+        ConfigError: sizes that do not divide, or an unknown kernel.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if head_dim is None and embed_dim % num_heads:
+        kernel_called(kernel)
+        if min(num_heads, self.num_kv_heads) < 1 or (head_dim is None and embed_dim % num_heads):
             raise ConfigError(f"embed_dim {embed_dim} does not divide into {num_heads} heads")
         if num_heads % self.num_kv_heads:
             raise ConfigError(f"{num_heads} heads do not divide among {self.num_kv_heads} key-value heads")
@@ -77,6 +79,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B S E"], ctx: Context) -> Float[Tensor, "B S E"]:
         """[B S E] what each token gathered from those it may see."""
+        x = hide(x, ctx.index)
         q = self.q_norm(self._heads(self.q(self.positions.shift(x, ctx.index))))
         q = self.positions.rotate(q, ctx.index)
         held = self._read_memory(ctx) if self.cross else self._read_own(x, ctx)
@@ -88,8 +91,6 @@ class Attention(nn.Module):
         return t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _project(self, source: Tensor, index: Index) -> Held:
-        if index.padded:  # a weight of zero does not stop NaN
-            source = source.masked_fill(index.padding, 0.0)
         k = self.k_norm(self._heads(self.k(self.positions.shift(source, index))))
         return self.positions.rotate(k, index), self._heads(self.v(source)), index
 
@@ -102,7 +103,7 @@ class Attention(nn.Module):
             return ctx.cache.cross.held
         if ctx.memory is None or ctx.memory_index is None:
             raise InputError("cross-attention needs a memory to read")
-        held = self._project(ctx.memory, ctx.memory_index)
+        held = self._project(hide(ctx.memory, ctx.memory_index), ctx.memory_index)
         return held if ctx.cache is None else ctx.cache.cross.update(*held)
 
     def _attend(self, q: Tensor, held: Held, mask: Mask, ctx: Context) -> Tensor:
@@ -115,12 +116,17 @@ class Attention(nn.Module):
         if ctx.weights is not None:
             ctx.weights[ctx.path] = unfold_beams(attention_weights(q, k, **terms), rows)  # type: ignore[arg-type]
         dropout = self.dropout if self.training else 0.0
-        out = kernel(self.kernel)(q, k, v, dropout=dropout, **terms)  # type: ignore[arg-type]
+        out = kernel_called(self.kernel)(q, k, v, dropout=dropout, **terms)  # type: ignore[arg-type]
         return unfold_beams(out, rows)
 
     def extra_repr(self) -> str:
         grouped = "" if self.num_kv_heads == self.num_heads else f", num_kv_heads={self.num_kv_heads}"
         return f"num_heads={self.num_heads}{grouped}, cross={self.cross}, mask={self.mask}, kernel={self.kernel}"
+
+
+def hide(x: Float[Tensor, "B S E"], index: Index) -> Float[Tensor, "B S E"]:
+    """``x`` with zeros for padding: a weight of zero does not stop what is not a number, forward or backward."""
+    return x.masked_fill(index.padding, 0.0) if index.padded else x
 
 
 def fold_beams(q: Float[Tensor, "N H S D"], beams: int) -> Float[Tensor, "B H Q D"]:

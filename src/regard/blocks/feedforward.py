@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.blocks.dropout import dropout
-from regard.core.errors import ConfigError
+from regard.core.errors import ConfigError, did_you_mean
 from regard.core.types import Context
 
 ActivationName = Literal["relu", "gelu", "gelu_tanh", "leaky_relu", "silu", "tanh"]
@@ -39,6 +39,9 @@ class FeedForward(nn.Module):
         gated: whether a second projection gates the first.
         bias: whether the projections have biases.
         dropout: after the activation, in training.
+
+    Raises:
+        ConfigError: an unknown activation.
     """
 
     def __init__(
@@ -52,6 +55,9 @@ class FeedForward(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ConfigError(f"no activation '{activation}'; there are {known}{did_you_mean(activation, ACTIVATIONS)}")
         self.activation, self.dropout = activation, dropout
         self.up = nn.Linear(embed_dim, ffn_dim, bias=bias)
         self.gate = nn.Linear(embed_dim, ffn_dim, bias=bias) if gated else None

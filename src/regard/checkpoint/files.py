@@ -299,6 +299,8 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises CheckpointError, naming the file, when it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({_reason(error)})") from None
 

@@ -38,6 +38,15 @@ def resolve(name: str | Path) -> Path:
     raise CheckpointError(f"{name}: no such folder{_neighbour(folder)}")
 
 
+def existing(folder: str | Path) -> Path:
+    """The folder, ready to be read. Raises CheckpointError, with the nearest there is, where it is none."""
+    folder = Path(folder).expanduser()
+    if folder.is_dir():
+        settle(folder)
+        return folder
+    raise CheckpointError(f"{folder}: {'is a file' if folder.exists() else 'no such folder'}{_neighbour(folder)}")
+
+
 def _neighbour(folder: Path) -> str:
     """The ending of an error line: the nearest folder beside the one that is not there."""
     if not folder.parent.is_dir():

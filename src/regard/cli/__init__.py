@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
 
 from regard.core.errors import ConfigError, RegardError, did_you_mean
 
@@ -36,6 +38,7 @@ options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for the user's errors, 1 for a failed check, 130 if interrupted."""
+    _prepare_streams()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except RegardError as error:
@@ -45,10 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         sys.stderr.write("regard: interrupted\n")
         return 130
+
+
+def _prepare_streams() -> None:
+    """Text is UTF-8 wherever it goes, and a stream that whoever started us has closed is an empty one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
+        elif mode == "w" and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _dispatch(argv: list[str]) -> int:

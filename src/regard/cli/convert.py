@@ -1,8 +1,10 @@
 """``regard convert``: the same model in another layout or precision."""
 
+import sys
 from pathlib import Path
 
 from regard.cli.parser import Parser
+from regard.core.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -21,10 +23,14 @@ def run(argv: list[str]) -> int:
     from regard import zoo
     from regard.data.tokenize import Tokenizer
 
-    model = zoo.load(args.source, dtype=getattr(torch, args.dtype) if args.dtype else None)
-    has_tokenizer = Path(args.source, "tokenizer.json").exists()
-    tokenizer = Tokenizer.load(args.source) if has_tokenizer else None
+    if Path(args.target, "recipe.json").exists():
+        raise ConfigError(f"{args.target}: is the folder of a run; write the checkpoint to another")
+    source = zoo.checkpoint_folder(args.source)
+    model = zoo.load(source, dtype=getattr(torch, args.dtype) if args.dtype else None)
+    tokenizer = Tokenizer.load(source) if Path(source, "tokenizer.json").exists() else None
     zoo.save(model, args.target, layout=args.to)
     if tokenizer is not None:
         tokenizer.save(args.target)
+    else:
+        sys.stderr.write(f"regard: {source} has no tokenizer.json; copy the files of its tokenizer yourself\n")
     return 0

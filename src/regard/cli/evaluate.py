@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from regard.cli.parser import Parser, positive
+from regard.core.errors import DataError
 
 if TYPE_CHECKING:
     from regard.evaluate.translation import Evaluation
@@ -25,11 +26,20 @@ def run(argv: list[str]) -> int:
     from regard.front import method, open_run
 
     task, model = open_run(args.run)
-    splits = {} if args.data else task.data.splits
+    splits = {} if args.data else held_out(task, args.run)
     used = args.data or next(split for split in ("test", "valid") if splits[split])
     found = evaluate(task, model, task.data.read(args.data) if args.data else splits[used], method(args.beam))
     sys.stdout.write((json.dumps(as_object(found, used)) if args.json else as_text(found, used)) + "\n")
     return 0
+
+
+def held_out(task: Any, run: str) -> Any:
+    """The splits that the run's recipe names. Raises DataError that says where they are named."""
+    try:
+        return task.data.splits
+    except DataError as error:
+        where = f"{run}/recipe.json names it, as seen from where the run was trained"
+        raise DataError(f"{error}; {where}; give --data F") from None
 
 
 def as_object(found: "Evaluation", used: str) -> dict[str, Any]:

@@ -60,13 +60,15 @@ def write(args: Namespace, prompt: str) -> None:
 
     from regard import zoo
     from regard.data.tokenize import Tokenizer
-    from regard.front import default_device
     from regard.generate.decode import decode, greedy, sample
+    from regard.generate.front import own_rules
     from regard.generate.text import stream
+    from regard.train.fit import default_device
 
     device = default_device()
-    model: Any = zoo.load(args.model, device=device)
-    tokenizer = Tokenizer.load(args.model)
+    folder = zoo.checkpoint_folder(args.model)
+    model: Any = zoo.load(folder, device=device)
+    tokenizer = Tokenizer.load(folder)
     tokens = tokenizer.encode(prompt)
     inputs = {}
     if "decoder_tokens" in inspect.signature(model.forward).parameters:
@@ -82,7 +84,7 @@ def write(args: Namespace, prompt: str) -> None:
         decoding,
         torch.tensor([tokens], device=device),
         pick=sample(args.seed or 0) if args.temperature else greedy,
-        transforms=transforms(args),
+        transforms=[*own_rules(model), *transforms(args)],
         stop=[tokenizer.eos],
         min_tokens=args.min_tokens,
         max_tokens=max_tokens,

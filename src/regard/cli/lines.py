@@ -41,5 +41,7 @@ def _decode(line: bytes, name: str, number: int) -> str:
     try:
         return line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
+        if line.startswith(b"\x1f\x8b"):
+            raise DataError(f"{name}: is gzipped; give its text, as 'zcat FILE |' does") from None
         bad = line[error.start]
         raise DataError(f"{name}, line {number}: not UTF-8 text (byte 0x{bad:02x}); convert it to UTF-8") from None

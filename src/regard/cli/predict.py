@@ -7,7 +7,7 @@ from pathlib import Path
 
 from regard.cli.lines import read_lines, standard_input
 from regard.cli.parser import Parser, positive
-from regard.core.errors import ConfigError, DataError
+from regard.core.errors import ConfigError
 
 WINDOW = 64
 """Lines answered together: so many are waited for at most, and shown at once."""
@@ -33,19 +33,20 @@ def run(argv: list[str]) -> int:
     for lines in windows(args):
         answers = task.predict(model, [line for line in lines if line.strip()], method(args.beam), args.max_tokens)
         for line in lines:
-            sys.stdout.write((next(answers) if line.strip() else "") + "\n")
+            answer = next(answers) if line.strip() else ""
+            sys.stdout.write(answer.replace("\n", " ") + "\n")
         sys.stdout.flush()
     return 0
 
 
 def windows(args: Namespace) -> Iterator[list[str]]:
     """The texts to answer, some at a time. Raises DataError for a file that is missing or not UTF-8."""
+    from regard.data.source import open_bytes
+
     if args.texts:
         yield args.texts
     elif args.file is None:
         yield from standard_input(WINDOW)
-    elif not args.file.is_file():
-        raise DataError(f"{args.file}: no such file")
     else:
-        with args.file.open("rb", buffering=0) as stream:
-            yield from read_lines(stream.read, str(args.file), WINDOW)
+        with open_bytes(args.file) as stream:
+            yield from read_lines(stream.read1, str(args.file), WINDOW)

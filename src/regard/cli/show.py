@@ -92,7 +92,10 @@ def is_size(name: str) -> bool:
     if "/" in name or Path(name).exists():
         return False
     if name not in zoo.sizes():
-        raise ConfigError(f"no size or folder '{name}'{did_you_mean(name, zoo.sizes())}; 'regard show' lists the sizes")
+        folders = [path.name for path in Path().iterdir() if path.is_dir()]
+        raise ConfigError(
+            f"no size or folder '{name}'{did_you_mean(name, [*zoo.sizes(), *folders])}; 'regard show' lists the sizes"
+        )
     return True
 
 

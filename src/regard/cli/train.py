@@ -27,7 +27,7 @@ def run(argv: list[str]) -> int:
         "--resume", action="store_true", help="go on where the run in the folder stopped, if there is one"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
-    if argv[:1] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(argv) and argv[0].startswith("-"):
         sys.stdout.write(parser.format_help())
         return 0
     args, fields = parser.parse_known_args(argv)
@@ -52,6 +52,10 @@ def plan(args: Namespace, fields: list[str]) -> tuple["Recipe", Path]:
     from regard.recipes import find
     from regard.train.recipe import load_recipe, override
 
+    if "/" in args.what or Path(args.what).is_dir():
+        from regard.checkpoint.hub import existing
+
+        existing(args.what)
     stored = Path(args.what, "recipe.json")
     again = stored.exists()
     recipe = override(load_recipe(stored) if again else find(args.what), fields, f"regard train {args.what}")

@@ -110,6 +110,8 @@ class Loader(Generic[T]):
 
     def restore(self, state: dict[str, int]) -> None:
         """Go on from a place that :meth:`state` gave; takes effect at the next ``iter``. Raises DataError elsewhere."""
+        if missing := self.state().keys() - state.keys():
+            raise DataError(f"the run's training.json lacks loader.{min(missing)}; begin a new run")
         if state["digest"] != self.digest:
             raise DataError("the training data are not those that the run began with; restore them, or begin a new run")
         self.epoch, self.index = state["epoch"], state["index"]

@@ -5,6 +5,7 @@ import json
 import zlib
 from collections.abc import Callable
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,24 @@ def read_lines(path: str | Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _read_bytes(path: Path) -> bytes:
+def open_bytes(path: Path) -> BufferedReader:
+    """Open a file or pipe for reading. Raises DataError, with the nearest name where there is none of this one."""
     try:
-        data = path.read_bytes()
+        return path.open("rb")
     except FileNotFoundError:
         raise DataError(_missing(path)) from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder, expected a file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    with open_bytes(path) as file:
+        try:
+            data = file.read()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     if not data.startswith(_GZIP_MAGIC):
         return data
     try:

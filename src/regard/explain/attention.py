@@ -1,6 +1,7 @@
-"""What a model attends to: its maps by module path, how sharply a map aligns two texts, and pictures of it.
+"""What a model attends to: its maps, how sharply a map aligns two texts, and pictures of it.
 
-A map is [Q K]: row q says how much query q (a token being written) takes from each key k (a token being read).
+A map is [Q K]: row q says how much query q (a token being written) takes from each key k (a token being read). Maps go
+by their path: side, layer and part, as in ``decoder.1.cross``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ CELL, MINI = 22, 5
 
 
 def attention_maps(model: nn.Module, **inputs: Tensor) -> dict[str, Float[Tensor, "B H Q K"]]:
-    """Run ``model`` on ``inputs`` (as its ``forward`` takes them) and return every attention map by module path.
+    """Run ``model`` on ``inputs`` (as its ``forward`` takes them) and return every attention map by its path.
 
     Runs in evaluation mode without gradients and leaves the model as it was. Maps are float32, on the CPU.
 

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import random
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from regard import zoo
 from regard.core.errors import DataError, Unsupported
 from regard.core.serial import from_json
+from regard.data.source import read_lines
 from regard.data.tokenize import Tokenizer
 from regard.explain.attention import attention_maps, cross_maps, head_grid, heat_map, labels, sharpest
 from regard.explain.chart import number
@@ -53,7 +55,7 @@ def write_report(run: str | Path) -> Path:
         title=f"Translation from {language(task.data.source)} to {language(task.data.target)}",
         summary=summary(task, log),
         log=log,
-        facts=facts(model, log),
+        facts=facts(task, model, log),
         samples=samples,
         pictures=[picture(task, sample, choice.of(maps[sample])) for sample in maps] if choice else [],
         choice=str(choice),
@@ -86,11 +88,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     log = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for i, line in enumerate(read_lines(path) if path.stat().st_size else [], start=1):
         try:
-            log.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
             raise DataError(f"{path}, line {i}: not valid JSON ({error})") from None
+        if not isinstance(record, dict) or not {"step", "seconds"} <= record.keys():
+            raise DataError(f"{path}, line {i}: expected an object with 'step' and 'seconds'")
+        log.append(record)
     return log
 
 
@@ -106,6 +111,9 @@ def picturesque(tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Sample]
     """A few samples of lengths that a picture can show, from the longest down to the shortest."""
     sizes = {s: (len(tokenizer.encode(s.source)), len(tokenizer.encode(s.output))) for s in samples}
     fitting = [sample for sample in sizes if min(sizes[sample]) >= LEAST and max(sizes[sample]) <= MOST]
+    if not fitting:  # better a small or a large picture than none
+        small = [sample for sample in sizes if max(sizes[sample]) <= 2 * MOST]
+        fitting = sorted(small, key=lambda sample: abs(max(sizes[sample]) - MOST))[:PICTURES]
     fitting.sort(key=lambda sample: sum(sizes[sample]), reverse=True)
     return fitting[:: math.ceil(len(fitting) / PICTURES) or 1]
 
@@ -133,13 +141,14 @@ def best_line(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return max(validations, key=lambda line: (line.get("bleu", 0.0), line["step"]), default={})
 
 
-def facts(model: nn.Module, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def facts(task: Translate, model: nn.Module, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The figures at the head of the page."""
+    scored = min(task.data.num_scored, len(task.data.splits["valid"]))
     best = best_line(log)
     speeds = sorted(speed for _, speed in curve(log, "tokens_per_second"))
     found = {
-        "Exact match": f"{best['exact_match']:.1%}" if "exact_match" in best else None,
-        "BLEU": f"{best['bleu']:.1f}" if "bleu" in best else None,
+        f"Exact match ({scored} held out)": f"{best['exact_match']:.1%}" if "exact_match" in best else None,
+        f"BLEU ({scored} held out)": f"{best['bleu']:.1f}" if "bleu" in best else None,
         "Held-out loss": f"{best['valid_loss']:.3f}" if best else None,
         "Parameters": number(sum(p.numel() for p in model.parameters())),
         "Training time": duration(log[-1]["seconds"]) if log else None,
@@ -176,7 +185,8 @@ def device_name() -> str:
 
 def commands(run: Path) -> str:
     """What to type to use the run, and to get it again."""
-    return f'regard predict {run} "..."\nregard evaluate {run}\nregard train {run} --out {run}-again'
+    name, again = shlex.quote(str(run)), shlex.quote(f"{run}-again")
+    return f'regard predict {name} "..."\nregard evaluate {name}\nregard train {name} --out {again}'
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -9,7 +9,7 @@ from torch import Tensor
 from regard.core.types import LanguageModel
 from regard.generate.beam import Beam, beam_search
 from regard.generate.decode import Generated, Pick, collect, decode, greedy
-from regard.generate.logits import Transform
+from regard.generate.logits import Transform, suppress
 
 
 @torch.inference_mode()
@@ -25,7 +25,7 @@ def generate(
     min_tokens: int = 0,
     max_tokens: int = 256,
 ) -> list[Generated]:
-    """Write one answer after each prompt.
+    """Write one answer after each prompt; never a token that the model's configuration forbids (``never``).
 
     Args:
         model: anything that can ``begin`` a decoding.
@@ -46,6 +46,7 @@ def generate(
         InputError: a row of the prompt has no token.
         ConfigError: options that contradict each other.
     """
+    transforms = [*own_rules(model), *transforms]
     decoding = model.begin(max_len=prompt.shape[1] + max_tokens, **(inputs or {}))
     if isinstance(method, Beam):
         found = beam_search(
@@ -58,3 +59,9 @@ def generate(
         min_tokens=min_tokens, max_tokens=max_tokens,
     )  # fmt: skip
     return collect(steps, len(prompt))
+
+
+def own_rules(model: LanguageModel) -> list[Transform]:
+    """What the model's own configuration says of every answer."""
+    never = getattr(getattr(model, "config", None), "never", ())
+    return [suppress(never)] if never else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -77,6 +77,7 @@ class TransformerConfig:
         pad_token: id that fills short rows.
         bos_token: id that the decoder starts from.
         eos_token: id that ends a sequence.
+        never: ids that are never written, whatever their logits; published Marian checkpoints name padding.
         layers: sizes of each layer where they differ (pruned models), encoder first; None = all as above.
     """
 
@@ -105,6 +106,7 @@ class TransformerConfig:
     pad_token: int = 0
     bos_token: int = 1
     eos_token: int = 2
+    never: tuple[int, ...] = ()
     layers: tuple[LayerSizes, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -116,13 +118,16 @@ class TransformerConfig:
         for name in ("dropout", "attn_dropout", "ffn_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)}")
+        if not 0 < self.norm_eps < 1:
+            raise ConfigError(f"norm_eps must be above 0 and less than 1, not {self.norm_eps}")
         if self.embed_dim % self.num_heads:
             raise ConfigError(f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads")
         if self.layers is not None and len(self.layers) != self.num_encoder_layers + self.num_decoder_layers:
             raise ConfigError(f"layers lists {len(self.layers)} sizes, one is needed for each layer, encoder first")
-        for name in ("pad_token", "bos_token", "eos_token"):
-            if self.vocab_size and not 0 <= getattr(self, name) < self.vocab_size:
-                raise ConfigError(f"{name} {getattr(self, name)} is outside the vocabulary of {self.vocab_size}")
+        special = {name: getattr(self, name) for name in ("pad_token", "bos_token", "eos_token")}
+        for name, token in [*special.items(), *(("never", token) for token in self.never)]:
+            if self.vocab_size and not 0 <= token < self.vocab_size:
+                raise ConfigError(f"{name} {token} is outside the vocabulary of {self.vocab_size}")
 
     @property
     def head_dim(self) -> int:
@@ -444,11 +449,18 @@ def from_hf(theirs: Mapping[str, Any]) -> TransformerConfig:
         pad_token=theirs["pad_token_id"],
         bos_token=theirs["decoder_start_token_id"],
         eos_token=theirs["eos_token_id"],
+        never=_never(theirs.get("bad_words_ids") or []),
     )
     if encoder_ffn == decoder_ffn:
         return config
     widths = [encoder_ffn] * encoder + [decoder_ffn] * decoder
     return replace(config, layers=tuple(LayerSizes(heads, width, heads) for width in widths))
+
+
+def _never(phrases: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    if any(len(phrase) != 1 for phrase in phrases):
+        raise ConfigError("bad_words_ids of more than one token are not supported; give them to generate instead")
+    return tuple(phrase[0] for phrase in phrases)
 
 
 PUBLISHED = TransformerConfig(position_layout="half", logits_bias=True)
@@ -498,6 +510,7 @@ def to_hf(config: TransformerConfig) -> dict[str, Any]:
         "eos_token_id": config.eos_token,
         "forced_eos_token_id": config.eos_token,
         "bos_token_id": None,
+        "bad_words_ids": [[token] for token in config.never] or None,
     }
 
 
@@ -527,6 +540,7 @@ def tiny(config: TransformerConfig) -> TransformerConfig:
         pad_token=special.index(config.pad_token),
         bos_token=special.index(config.bos_token),
         eos_token=special.index(config.eos_token),
+        never=tuple(special.index(token) for token in config.never if token in special),
         layers=None if config.layers is None else layers,
     )
 

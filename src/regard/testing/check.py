@@ -95,7 +95,9 @@ def _outcome(check: Check, subject: Subject) -> tuple[Status, str]:
 
 
 def _sections(sections: Iterable[str] | None) -> list[str]:
-    wanted = list(CHECKS) if sections is None else list(sections)
+    wanted = list(CHECKS) if sections is None else [section for section in sections if section not in ", "]
+    if not wanted:
+        raise ConfigError(f"name some sections; there are {', '.join(CHECKS)}")
     for section in wanted:
         if section not in CHECKS:
             raise ConfigError(f"no section '{section}'; there are {', '.join(CHECKS)}")

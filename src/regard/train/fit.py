@@ -73,14 +73,14 @@ def settled(recipe: Recipe, task: Task, out: Path) -> Recipe:
     path = out / "recipe.json"
     stored = load_recipe(path) if path.exists() else None
     if recipe.precision == "auto":
-        recipe = replace(recipe, precision=stored.precision if stored else resolve("auto", where()))
+        recipe = replace(recipe, precision=stored.precision if stored else resolve("auto", default_device()))
     if stored and (differing := differences(to_json(recipe), to_json(stored))):
         raise ConfigError(f"{out}: a run goes on by its own recipe; it has another {', '.join(differing)}")
     return recipe
 
 
-def where() -> torch.device:
-    """The device to train on: a GPU where there is one."""
+def default_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -88,7 +88,7 @@ class Run:
     """A run under way: the model, its average, the optimiser, the data, and how far they have come."""
 
     def __init__(self, recipe: Recipe, task: Task, out: Path) -> None:
-        self.recipe, self.task, self.out, self.device = recipe, task, out, where()
+        self.recipe, self.task, self.out, self.device = recipe, task, out, default_device()
         self.model = zoo.build(recipe.model, seed=recipe.seed, device=self.device).train()
         self.average = copy.deepcopy(self.model).eval() if recipe.average else self.model
         self.optimizer = build_optimizer(recipe.optimizer, self.model)

@@ -102,7 +102,7 @@ def claim(run: Path, *, resume: bool) -> Iterator[bool]:
             settle(folder)
         held = any(not path.name.startswith(".") for path in run.iterdir())
         if held and not resume:
-            raise TrainingError(f"{run}: the folder is not empty; resume the run in it, or name another folder")
+            raise TrainingError(f"{run}: the folder is not empty; --resume goes on with its run, --out names another")
         if held and not (run / "recipe.json").exists():
             raise TrainingError(f"{run}: the folder holds no run to resume; name another folder")
         yield (run / "last" / WEIGHTS).exists()

@@ -45,6 +45,18 @@ class Log:
         self.file.close()
 
 
+def console(*, quiet: bool) -> Any:
+    """A console on standard error; if its reader leaves, the run goes on unseen."""
+    from rich.console import Console
+
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    return Lasting(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
 class Watch:
     """Shows the run to whoever started it: a bar where there is a terminal, plain lines where there is none.
 
@@ -55,11 +67,10 @@ class Watch:
     """
 
     def __init__(self, num_steps: int, *, step: int = 0, quiet: bool = False) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.num_steps = num_steps
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = console(quiet=quiet)
         self.bar = Progress(
             BarColumn(),
             MofNCompleteColumn(),
