@@ -141,7 +141,7 @@ def test_a_published_folder_answers_as_it_does_there(model, sources, tmp_path):
     """Published Marian checkpoints forbid padding, whose logit nothing keeps low."""
     model = copy.deepcopy(model)
     model.final_logits_bias[0, PAD] = 2 * BIAS
-    model.generation_config.bad_words_ids = [[PAD]]
+    model.generation_config.bad_words_ids, model.generation_config.forced_eos_token_id = [[PAD]], EOS
     model.save_pretrained(tmp_path / "theirs")
     expected, _ = theirs(model, sources, num_beams=1, do_sample=False)
     tokens, valid = sources
@@ -150,7 +150,7 @@ def test_a_published_folder_answers_as_it_does_there(model, sources, tmp_path):
     for folder in ("theirs", "ours", "again"):
         found = regard.generate(
             regard.load(tmp_path / folder), torch.full((6, 1), PAD), inputs={"tokens": tokens, "valid": valid},
-            stop=[EOS], max_tokens=LIMIT,
+            transforms=[force(EOS, at=LIMIT)], stop=[EOS], max_tokens=LIMIT,
         )  # fmt: skip
         assert [each.tokens for each in found] == expected
     again = MarianMTModel.from_pretrained(tmp_path / "again").double()

@@ -315,7 +315,7 @@ def test_a_folder_with_other_files_is_not_touched(recipe, tmp_path, resume):
 
 def test_a_finished_run_is_not_begun_again(recipe, whole):
     before = (whole / "log.jsonl").read_bytes()
-    with pytest.raises(TrainingError, match="not empty; resume"):
+    with pytest.raises(TrainingError, match="not empty; --resume goes on"):
         fit(recipe, whole, quiet=True)
     assert fit(recipe, whole, resume=True, quiet=True).step == 12
     assert (whole / "log.jsonl").read_bytes() == before

@@ -5,6 +5,7 @@ Rows finish independently, and a finished row leaves the computation, so that co
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -139,10 +140,11 @@ def decode(
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         shaped = apply(active, tokens, logits)
         new = pick(shaped, rows, count)
-        possible = shaped.gather(1, new[:, None])[:, 0].isfinite()
+        total = logits.logsumexp(dim=1)
+        possible = (shaped.gather(1, new[:, None])[:, 0] > -inf) & total.isfinite()
         if not bool(possible.all()):
             raise InputError(f"row {int(rows[~possible][0])}: no token can follow: {NOTHING_LEFT}")
-        logprobs = logits.gather(1, new[:, None])[:, 0] - logits.logsumexp(dim=1)
+        logprobs = logits.gather(1, new[:, None])[:, 0] - total
         step = Step(rows, new, logprobs, torch.isin(new, stops))
         if until is not None:
             enough = until(step)
