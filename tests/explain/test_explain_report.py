@@ -52,7 +52,7 @@ def test_maps_are_the_models_own_for_this_sample(tiny_run):
     [
         (lambda run: (run / "recipe.json").unlink(), DataError, "recipe.json: no such file; is .* the folder of a run"),
         (lambda run: (run / "recipe.json").write_text("[]"), DataError, "expected a JSON object, found list"),
-        (lambda run: (run / "log.jsonl").write_text('{"step": 1, "seconds": 2}\n{"ste'), DataError, "log.jsonl, line 2"),
+        (lambda run: (run / "log.jsonl").write_text('{"step":1, "seconds":2}\n{"st'), DataError, "log.jsonl, line 2"),
         (lambda run: shutil.rmtree(run / "best"), RegardError, "best"),
     ],
 )
