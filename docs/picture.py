@@ -1,4 +1,4 @@
-"""Draw the pictures of these pages from runs: ``python docs/picture.py alignment runs/demo``, ``... bleu runs/NAME``."""
+"""Draw the pictures of these pages: ``python docs/picture.py alignment runs/demo``, ``... bleu runs/NAME``."""
 
 import json
 import re
