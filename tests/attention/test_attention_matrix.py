@@ -200,14 +200,39 @@ def test_caches_fed_without_padding_equal_eager_at_once(scheme: str, cache: str)
 @torch.no_grad()
 @pytest.mark.parametrize("kernel", ["eager", "sdpa", "flex", "auto"])
 @pytest.mark.parametrize("scheme", [name for name in POSITIONS if not name.startswith("2d")])
-@pytest.mark.parametrize("mask", [Everything(), Causal(), Window(2, 1), Causal() & Strided(2)], ids=repr)
+@pytest.mark.parametrize(
+    "mask", [Everything(), Causal(), Window(2, 1), Causal() & Strided(2), ~Window(0), Causal() | Window(0, 1)], ids=repr
+)
 def test_packed_documents_equal_each_alone(mask: Mask, scheme: str, kernel: str) -> None:
-    documents = torch.cat([torch.full((n,), i) for i, n in enumerate(LENGTHS)])[None]
-    at = torch.cat([torch.arange(n) for n in LENGTHS])[None]
-    index = Index(torch.arange(sum(LENGTHS))[None], at, padded=False)
-    out = forward(make(scheme, mask & Documents(documents), kernel), torch.cat(rows())[None], index)
+    index, documents = packed()
+    out = forward(make(scheme, mask & documents, kernel), torch.cat(rows())[None], index)
     alone = [forward(make(scheme, mask, "eager"), row[None], Index.count(len(row)))[0] for row in rows()]
     torch.testing.assert_close(out[0], torch.cat(alone), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("scheme", [name for name in POSITIONS if not name.startswith("2d")])
+@pytest.mark.parametrize("mask", [Everything(), Strided(2), ~Window(0)], ids=repr)
+def test_packed_documents_fed_in_pieces_equal_each_alone(mask: Mask, scheme: str, cache: str) -> None:
+    mask &= Causal() & Window(WINDOW) if cache == "rolling" else Causal()
+    alone = [forward(make(scheme, mask, "eager"), row[None], Index.count(len(row)))[0] for row in rows()]
+    index, documents = packed()
+    for kernel in ("eager", "sdpa", "flex", "auto"):
+        module, held = (
+            make(scheme, mask & documents, kernel),
+            (StaticCache(32) if cache == "static" else CACHES[cache]()),
+        )
+        pieces = [slice(start, stop) for start, stop in itertools.pairwise((0, 5, 6, 10, sum(LENGTHS)))]
+        out = [forward(module, torch.cat(rows())[None, cut], piece(index, cut), held) for cut in pieces]
+        torch.testing.assert_close(torch.cat(out, dim=1)[0], torch.cat(alone), rtol=0, atol=1e-12)
+
+
+def packed() -> tuple[Index, Documents]:
+    """All rows in one: where their tokens stand, and which are of one document."""
+    documents = torch.cat([torch.full((n,), i) for i, n in enumerate(LENGTHS)])[None]
+    at = torch.cat([torch.arange(n) for n in LENGTHS])[None]
+    return Index(torch.arange(sum(LENGTHS))[None], at, padded=False), Documents(documents)
 
 
 @torch.no_grad()
