@@ -18,6 +18,8 @@ VERBS = {
     "predict": "answer texts with a trained run",
     "generate": "write text, piece by piece as it comes",
     "show": "families, sizes and recipes; or what a model is made of and what it costs",
+    "compare": "put runs side by side",
+    "profile": "say where the time and memory of a training step go",
     "check": "run the conformance suite over a model",
     "convert": "write a checkpoint in another layout or precision",
 }

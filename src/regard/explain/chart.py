@@ -22,17 +22,17 @@ class Series:
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str = "step", span: tuple[float, float] | None = None
 ) -> str:
-    """A figure with one chart of up to three lines and a legend that gives each line's last value.
+    """A figure with one chart of up to eight lines and a legend that gives each line's last value.
 
     The vertical axis covers ``span``, or what the points need. Points that are not finite are left out; a series with
     more than 400 points is averaged down to that.
     """
-    series = [Series(one.name, _thin(one.points), one.marked) for one in series]
-    series = [one for one in series if one.points]
-    if not series:
+    thinned = [Series(one.name, _thin(one.points), one.marked) for one in series]
+    shown = {i: one for i, one in enumerate(thinned) if one.points}  # a line keeps its colour where others are missing
+    if not shown:
         return ""
-    xs = [x for one in series for x, _ in one.points]
-    ys = [y for one in series for _, y in one.points]
+    xs = [x for one in shown.values() for x, _ in one.points]
+    ys = [y for one in shown.values() for _, y in one.points]
     x_ticks, y_ticks = ticks(0, max(xs)), ticks(*(span or _range(ys)))
     low, high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
@@ -43,14 +43,14 @@ def line_chart(
     parts = [_rule(at(0, y)[1], number(y)) for y in y_ticks]
     parts += [_tick(at(x, low)[0], number(x)) for x in x_ticks if x <= max(xs)]
     parts.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>')
-    for i, one in enumerate(series):
+    for i, one in shown.items():
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in one.points))
         parts.append(f'<polyline class="line line{i}" points="{path}"/>')
         if one.marked or len(one.points) == 1:
             parts += [_dot(i, *at(x, y), f"{one.name}: {number(y)} at {x_label} {number(x)}") for x, y in one.points]
     legend = "".join(
         f'<span class="key"><i class="key{i}"></i>{escape(one.name)} <b>{number(one.points[-1][1])}</b></span>'
-        for i, one in enumerate(series)
+        for i, one in shown.items()
     )
     return (
         f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><div class="keys">{legend}</div></figcaption>'

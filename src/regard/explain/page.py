@@ -51,6 +51,7 @@ class Page:
         recipe: the recipe as JSON.
         commands: what to type to get this run again, and to use it.
         versions: name to version of what it ran on.
+        written: beginnings of texts, each with what the model went on to write.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Page:
     recipe: Any
     commands: str
     versions: Mapping[str, str]
+    written: Sequence[tuple[str, str]] = ()
 
 
 def render(page: Page) -> str:
@@ -76,9 +78,10 @@ def render(page: Page) -> str:
         _tiles(page),
         _training(page.log),
         _samples(page.samples),
+        _written(page.written),
         _attention(page),
         _model(page),
-        _section(
+        section(
             "How to repeat it",
             "The same commands give the same weights on the same machine with the same number of threads.",
             f"<pre>{escape(page.commands)}</pre><details class='card'><summary>recipe.json</summary>"
@@ -86,11 +89,16 @@ def render(page: Page) -> str:
         ),
         f"<footer>{escape(' · '.join(map(' '.join, page.versions.items())))}</footer>",
     ]
+    return document(page.title, body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A page of these parts, without the empty ones, that needs nothing from elsewhere."""
     style = files("regard.explain").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(page.title)}</title><style>\n{style}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>\n{style}</style></head>\n<body><main>\n"
         + "\n".join(filter(None, body))
         + "\n</main></body></html>\n"
     )
@@ -121,7 +129,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _section(title: str, lead: str, content: str) -> str:
+def section(title: str, lead: str, content: str) -> str:
+    """A part of a page: its title, a sentence (HTML) on how to read it, and what it shows (HTML)."""
     return f"<section><h2>{escape(title)}</h2><p>{lead}</p>{content}</section>"
 
 
@@ -144,6 +153,7 @@ def _training(log: Log) -> str:
             ],
             span=(0, 100),
         ),
+        line_chart("Bits per byte, held out", [Series("bits per byte", curve(log, "bits_per_byte"), marked=True)]),
         line_chart("Learning rate", [Series("learning rate", curve(log, "lr"))]),
         line_chart("Throughput", [Series("tokens per second", curve(log, "tokens_per_second"))]),
     ]
@@ -153,7 +163,7 @@ def _training(log: Log) -> str:
         "The training loss is the mean since the point before, with dropout; the held-out loss is that of the weights "
         "that are kept, without dropout. Both have the recipe's label smoothing."
     )
-    return _section("Training", lead, f'<div class="charts">{"".join(charts)}</div>')
+    return section("Training", lead, f'<div class="charts">{"".join(charts)}</div>')
 
 
 def _samples(samples: Sequence[Sample]) -> str:
@@ -171,7 +181,15 @@ def _samples(samples: Sequence[Sample]) -> str:
         f"{len(samples)} held-out examples; {right} match the reference to the letter. Where one does not, "
         "<del>what the model wrote</del> stands before <ins>what the reference has</ins>."
     )
-    return _section("Translations", lead, f'<div class="card"><table>{head}{rows}</table></div>')
+    return section("Translations", lead, f'<div class="card"><table>{head}{rows}</table></div>')
+
+
+def _written(written: Sequence[tuple[str, str]]) -> str:
+    if not written:
+        return ""
+    texts = "".join(f"<pre><b>{escape(beginning)}</b>{escape(rest)}</pre>" for beginning, rest in written)
+    lead = "Beginnings of held-out texts, in bold, and what the model goes on to write, drawn with a fixed seed."
+    return section("What it writes", lead, texts)
 
 
 def marked_changes(output: str, reference: str) -> str:
@@ -211,7 +229,7 @@ def _attention(page: Page) -> str:
         '<details class="card"><summary>Every layer and head for the first of them, each with its information</summary>'
         f"{page.grid}</details>"
     )
-    return _section("What it looks at", lead, f'<div class="maps">{maps}</div>{grid}')
+    return section("What it looks at", lead, f'<div class="maps">{maps}</div>{grid}')
 
 
 def _model(page: Page) -> str:
@@ -224,7 +242,7 @@ def _model(page: Page) -> str:
     rows = "".join(_tree_row(depth, part) for depth, part in page.model.walk() if depth <= 3)
     figures = "".join(f'<th class="figure">{name}</th>' for name in ("Output", "Parameters", "FLOPs"))
     head = f"<tr><th>Part</th>{figures}</tr>"
-    return _section("The model", lead, f'<div class="card"><table class="tree">{head}{rows}</table></div>')
+    return section("The model", lead, f'<div class="card"><table class="tree">{head}{rows}</table></div>')
 
 
 def _tree_row(depth: int, part: Part) -> str:
