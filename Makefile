@@ -21,8 +21,8 @@ help: ## list the targets
 
 demo: .venv/.run ## train the 2017 Transformer to translate phrases, show its score and its report: runs/demo
 	@echo "* training on phrases made from locale data, English to French; then the score and the report"
-	@rm -rf runs/demo
-	@$(BIN)/regard train translate --out runs/demo
+	@test ! -e runs/demo/report.html || rm -rf runs/demo  # one that was interrupted goes on
+	@$(BIN)/regard train translate --out runs/demo --resume
 	@$(BIN)/regard evaluate runs/demo
 
 test: .venv/.dev ## run the tests that take less than 15 minutes on two cores
@@ -70,5 +70,5 @@ clean: ## remove .venv and everything else that the targets made, but not runs/
 
 .venv/.dev: .venv/.run
 	@echo "* installing the tools for tests, checks and docs"
-	@$(INSTALL) -e '.[hub]' --group test --group lint --group docs
+	@$(INSTALL) -e '.[hub,parquet]' --group test --group lint --group docs
 	@touch $@

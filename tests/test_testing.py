@@ -19,6 +19,7 @@ from regard.attention.position import PositionScheme
 from regard.core.errors import CheckpointError, ConfigError
 from regard.core.types import Loss, Output
 from regard.generate.front import generate
+from regard.models import gpt2
 from regard.models.transformer import FAMILY, Transformer, TransformerConfig, TransformerDecoding, from_hf, keymap
 from regard.testing import CHECKS, Report, Row, Subject, check_model
 from regard.testing import generation as generation_checks
@@ -36,6 +37,20 @@ Patch = pytest.MonkeyPatch
 def made_by(build: Callable[..., nn.Module]) -> Subject:
     """The subject for a model that ``build`` makes."""
     return Subject.of(zoo.fresh(replace(FAMILY, build=build), CONFIG, seed=0, dtype=torch.float64, kernel="auto"))
+
+
+def writer(build: Callable[..., nn.Module]) -> Callable[[Patch], Subject]:
+    """The subject for a model that only writes, and that ``build`` makes."""
+    family = replace(gpt2.FAMILY, build=build)
+    config = family.tiny(gpt2.GPT2Config())
+    return lambda patch: Subject.of(zoo.fresh(family, config, seed=0, dtype=torch.float64, kernel="auto"))
+
+
+class OneText(gpt2.GPT2):
+    """Takes what says which text a token is of, and does not look."""
+
+    def forward(self, tokens: Tensor, valid: Any = None, *, documents: Any = None, weights: bool = False) -> Output:
+        return super().forward(tokens, valid, weights=weights)
 
 
 def whole() -> Subject:
@@ -316,6 +331,8 @@ MUTANTS: dict[str, Callable[[Patch], Subject]] = {
     "published_files_survive": another_family(from_hf=lambda theirs: replace(from_hf(theirs), dropout=0.5)),
     "a_row_is_the_same_alone": model(changed(lambda hidden, inputs: hidden * len(hidden))),
     "padding_may_lie_anywhere": model(ignoring("decoder_valid")),
+    "packed_texts_are_as_alone": writer(OneText),
+    "packed_texts_get_no_gradient": writer(OneText),
     "content_of_padding_is_irrelevant": model(ignoring("valid")),
     "padding_gets_no_gradient": model(ignoring("valid")),
     "a_row_of_padding_is_harmless": model(changed(need_a_token)),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import regard.models
+from regard.attention.attention import Attention
 from regard.attention.kernel import KernelName
 from regard.attention.kernel import kernel as kernel_called
 from regard.blocks.init import initialise
@@ -192,18 +193,36 @@ def save(model: nn.Module, folder: str | Path, *, layout: Layout = "regard") -> 
     """
     if layout not in get_args(Layout):
         raise ConfigError(f"no layout {layout!r}; there are {', '.join(get_args(Layout))}")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"save takes a model, not {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     family = family_of(getattr(model, "config", None))
     tensors = tensors_of(model)
     if any(tensor.is_meta for tensor in tensors.values()):
         raise CheckpointError("a model on the meta device has no weights to save")
-    reconcile(tensors_of(skeleton(family, model.config, "auto")), tensors, "the model to save")
+    expected = skeleton(family, model.config, "auto")
+    reconcile(tensors_of(expected), tensors, "the model to save")
+    _check_parts(expected, model)
     config = {"format": FORMAT, "family": family.name, "config": to_json(model.config)}
     config["checksum"] = checksum(config)
     if layout == "hf":
         config = family.to_hf(model.config)
         tensors = to_theirs(tensors, family.keymap(model.config))
     write(Path(folder), tensors, config, checksum=layout == "regard")
+
+
+def _check_parts(expected: nn.Module, model: nn.Module) -> None:
+    """Raise CheckpointError where a part was exchanged for one that its configuration does not say."""
+    for name, part in expected.named_modules():
+        found: Any = model.get_submodule(name)
+        same = type(found) is type(part)
+        if same and isinstance(part, Attention):
+            same = (found.mask, found.scale) == (part.mask, part.scale)
+        if not same:
+            raise CheckpointError(
+                f"the model to save has another {name} than its configuration says, which loading would lose: "
+                f"{found!r:.80}"
+            )
 
 
 def checkpoint_folder(folder: str | Path) -> Path:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regard.checkpoint.keymap import (
+    Chain,
     Constant,
     Repeat,
     Reshape,
@@ -44,19 +45,20 @@ def maps(draw: st.DrawFn) -> tuple[list[Rule], dict[str, Tensor]]:
         backwards = "".join(f".{{{'ij'[level]}}}" for level in reversed(range(levels)))
         rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4))
         shape: tuple[int, ...] = (rows, columns)
-        match draw(st.sampled_from(["same", "transpose", "reshape", "split"])):
+        match draw(st.sampled_from(["same", "transpose", "reshape", "split", "transpose, split"])):
             case "same":
                 rule = Rule(f"their.{row}x{suffix}.w", f"our{backwards}.{row}y", Same())
             case "transpose":
                 rule = Rule(f"their.{row}x{suffix}.w", f"our{backwards}.{row}y", Transpose())
             case "reshape":
                 rule = Rule(f"their.{row}x{suffix}.w", f"our{backwards}.{row}y", Reshape(shape, (rows * columns, 1)))
-            case _:
+            case kind:
                 sizes = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
                 dim = draw(st.integers(0, 1))
                 shape = (sum(sizes), columns) if dim == 0 else (rows, sum(sizes))
                 ours = tuple(f"our{backwards}.{row}y.{'qkv'[part]}" for part in range(len(sizes)))
-                rule = Rule(f"their.{row}x{suffix}.w", ours, Split(sizes, dim))
+                op = Split(sizes, dim) if kind == "split" else Chain((Transpose(), Split(sizes, 1 - dim)))
+                rule = Rule(f"their.{row}x{suffix}.w", ours, op)
         rules.append(rule)
         for i in range(draw(st.integers(1, 3)) if levels else 1):
             key = rule.theirs.format(i=i * 5, j=i + 9)
@@ -137,7 +139,14 @@ def test_nothing_is_copied() -> None:
 
 @pytest.mark.parametrize(
     ("theirs", "ours", "op"),
-    [("a.{i}", "b", Same()), ("a", "b.{i}", Same()), ("a", ("b", "c"), Same()), ("a", "b", Split((1, 1)))],
+    [
+        ("a.{i}", "b", Same()),
+        ("a", "b.{i}", Same()),
+        ("a", ("b", "c"), Same()),
+        ("a", "b", Split((1, 1))),
+        ("a", "b", Chain((Transpose(), Split((1, 1))))),
+        ("a", ("b", "c"), Chain((Split((1, 1)), Transpose()))),
+    ],
 )
 def test_a_rule_that_cannot_work_is_refused_when_written(theirs, ours, op) -> None:
     with pytest.raises(ValueError, match=r"placeholders|names on our side"):
@@ -176,3 +185,32 @@ def test_stored_constants_are_checked_to_the_stored_precision() -> None:
     for wrong in (value.float() + 1e-5, value[1:], torch.zeros(101, dtype=torch.int64)):
         with pytest.raises(CheckpointError, match="wrong 'table': its numbers"):
             to_ours({"w": w, "table": wrong}, rules)
+
+
+def test_a_fused_matrix_of_the_other_layout_is_cut_by_hand() -> None:
+    """GPT-2's c_attn: input x (q, k, v), and ours are output x input each."""
+    theirs = torch.arange(12).view(2, 6)
+    ours = to_ours({"c_attn": theirs}, [Rule("c_attn", ("q", "k", "v"), Chain((Transpose(), Split((2, 2, 2)))))])
+    assert {name: tensor.tolist() for name, tensor in ours.items()} == {
+        "q": [[0, 6], [1, 7]], "k": [[2, 8], [3, 9]], "v": [[4, 10], [5, 11]],
+    }  # fmt: skip
+
+
+def test_another_key_for_a_fused_tensor_stands_in_for_it() -> None:
+    rules = [Rule("new.{i}", ("q.{i}", "k.{i}"), Split((1, 1))), Rule("old.{i}", "q.{i}", Repeat())]
+    fused = torch.tensor([1.0, 2.0])
+    ours = to_ours({"old.3": fused}, rules)
+    assert {name: tensor.tolist() for name, tensor in ours.items()} == {"q.3": [1.0], "k.3": [2.0]}
+    assert to_theirs(ours, rules).keys() == {"new.3"}
+    with pytest.raises(CheckpointError, match=r"retied 'old\.0': it must equal 'new\.0'"):
+        to_ours({"old.0": fused, "new.0": fused + 1}, rules)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32], ids=str)
+def test_a_stored_mask_is_checked_in_whatever_type(dtype: torch.dtype) -> None:
+    mask = torch.ones(3, 3).tril()
+    rules = [Rule("w", "w"), Rule("bias", (), Constant(lambda: mask))]
+    w = torch.zeros(1)
+    assert to_ours({"w": w, "bias": mask.to(dtype)}, rules) == {"w": w}
+    with pytest.raises(CheckpointError, match="wrong 'bias'"):
+        to_ours({"w": w, "bias": mask.mT.to(dtype)}, rules)

@@ -1,153 +1,116 @@
-"""Reading text: every supported form gives the same pairs, and every fault its one clear line."""
+"""Streams of rows: what a file holds comes in order, and every fault in its place."""
 
 import gzip
-import json
-from pathlib import Path
+import itertools
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from regard.core.errors import DataError
-from regard.data.source import read_lines, read_pairs
+from regard.data.source import Fault, Place, Row, documents, grouped, lines, mapped, read_lines, values, whole
 
-PAIRS = [("A dog.", "Ein Hund."), ('He said "hi"', "Er sagte „hallo“"), ("snow ☃", "Schnee \u2028 ☃")]
-MULTI30K = Path(__file__).parents[3] / "shared/data/multi30k-en-de/train.tsv.gz"
-
-
-def tsv(pairs):
-    return "".join(f"{source}\t{target}\n" for source, target in pairs).encode()
-
-
-def write(path, data):
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return str(path)
+PLACES = [Place("a.txt", number) for number in range(1, 100)]
+faulty = st.lists(st.integers(0, 5) | st.just("bad")).map(
+    lambda found: [
+        Fault(place, "bad") if value == "bad" else Row(place, value)
+        for place, value in zip(PLACES, found, strict=False)
+    ]
+)
 
 
-def fault(spec, read=read_pairs):
-    with pytest.raises(DataError) as caught:
-        read(spec)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+def faults(rows):
+    return [row for row in rows if isinstance(row, Fault)]
+
+
+@given(rows=faulty)
+def test_parsing_keeps_places_and_faults(rows):
+    def parse(value):
+        if value == 3:
+            raise ValueError("three")
+        return value * 10
+
+    parsed = list(mapped(parse, iter(rows)))
+    assert [row.place for row in parsed] == [row.place for row in rows]
+    for before, after in zip(rows, parsed, strict=True):
+        if isinstance(before, Fault):
+            assert after is before
+        elif before.value == 3:
+            assert after == Fault(before.place, "three")
+        else:
+            assert after == Row(before.place, before.value * 10)
+
+
+@given(rows=faulty)
+def test_what_raises_stops_where_what_reports_has_its_first_fault(rows):
+    taken, stopped = [], None
+    try:
+        for value in values(iter(rows)):
+            taken.append(value)
+    except DataError as error:
+        stopped = str(error)
+    assert stopped == next((str(fault) for fault in faults(rows)), None)
+    assert taken == [row.value for row in itertools.takewhile(lambda row: isinstance(row, Row), rows)]
+
+
+@given(rows=faulty)
+def test_groups_are_the_runs_without_faults(rows):
+    groups = list(grouped(iter(rows)))
+    assert faults(groups) == faults(rows)
+    divided = itertools.groupby(rows, lambda row: isinstance(row, Row) and not row.value)
+    runs = [list(run) for empty, run in divided if not empty]
+    whole = [run for run in runs if not faults(run)]
+    assert [row for row in groups if isinstance(row, Row)] == [
+        Row(run[0].place, [row.value for row in run]) for run in whole
+    ]
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["", "bom"])
-@pytest.mark.parametrize("ending", [b"\n", b"\r\n"], ids=["lf", "crlf"])
-@pytest.mark.parametrize("last", [True, False], ids=["", "no-final-newline"])
-def test_every_form_gives_the_same_pairs(tmp_path, compress, bom, ending, last):
-    def store(name, text):
-        data = bom + text.replace(b"\n", ending)
-        return write(tmp_path / name, compress(data if last else data.removesuffix(ending)))
-
-    rows = [{"source": source, "target": target} for source, target in PAIRS]
-    nested = [{"translation": {"en": source, "de": target}} for source, target in PAIRS]
-    assert read_pairs(store("a.tsv", tsv(PAIRS))) == PAIRS
-    for name, objects in (("a.jsonl", rows), ("b.jsonl.gz", nested), ("c.ndjson", rows)):
-        stored = store(name, "".join(json.dumps(row) + "\n" for row in objects).encode())
-        assert read_pairs(stored, ("en", "de")) == PAIRS
-    one = store("x.en", "".join(f"{source}\n" for source, _ in PAIRS).encode())
-    two = store("x.de", "".join(f"{target}\n" for _, target in PAIRS).encode())
-    assert read_pairs(f"{one},{two}") == PAIRS
-    assert read_lines(two) == [target for _, target in PAIRS]
+def test_every_line_that_is_not_text_is_reported(tmp_path, compress):
+    path = tmp_path / "a.txt"
+    path.write_bytes(compress(b"\xef\xbb\xbfone\r\n\xff\n\nthree\xc3\nfour"))
+    rows = list(lines(path))
+    assert [row.place.number for row in rows] == [1, 2, 3, 4, 5]
+    assert [row.value for row in rows if isinstance(row, Row)] == ["one", "", "four"]
+    assert [str(fault) for fault in faults(rows)] == [
+        f"{path}, line 2: not UTF-8 text (byte 0xff); convert the file to UTF-8",
+        f"{path}, line 4: not UTF-8 text (byte 0xc3); convert the file to UTF-8",
+    ]
+    with pytest.raises(DataError, match="line 2"):
+        read_lines(path)
 
 
-text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r")).filter(str.strip)
+def test_documents_are_divided_by_blank_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\n\na\nb \n \t\n\nc\n\n\xff\nlost\n\nd")
+    rows = list(documents(path))
+    assert [(row.place.number, row.value) for row in rows if isinstance(row, Row)] == [
+        (3, "a\nb "),
+        (7, "c"),
+        (12, "d"),
+    ]
+    assert [row.place.number for row in faults(rows)] == [9]
 
 
-@given(st.lists(st.tuples(text, text), min_size=1).filter(lambda pairs: not pairs[0][0].startswith("\ufeff")))
-def test_text_is_read_as_it_was_written(tmp_path_factory, pairs):
-    folder = tmp_path_factory.mktemp("pairs")
-    assert read_pairs(write(folder / "a.tsv", tsv(pairs))) == pairs
-    rows = (json.dumps({"source": source, "target": target}, ensure_ascii=False) for source, target in pairs)
-    assert read_pairs(write(folder / "a.jsonl", "\n".join(rows))) == pairs
+def test_a_whole_file_is_one_row_unless_it_has_faults(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\r\n\nb\n")
+    assert list(whole(path)) == [Row(Place(str(path), 1), "a\n\nb")]
+    path.write_bytes(b"a\n\xff\nb\n\xff")
+    assert [row.place.number for row in faults(whole(path))] == [2, 4]
+    assert not any(isinstance(row, Row) for row in whole(path))
 
 
-def test_a_comma_in_an_existing_name_is_part_of_the_name(tmp_path):
-    assert read_pairs(write(tmp_path / "a,b.tsv", tsv(PAIRS))) == PAIRS
-
-
-def test_plain_lines_keep_the_empty_ones(tmp_path):
-    assert read_lines(write(tmp_path / "a.txt", "one\n\nthree\n")) == ["one", "", "three"]
-
-
-def test_translations_go_the_way_that_is_asked_for(tmp_path):
-    lines = ['{"translation": {"en": "a", "fr": "b"}}', '{"translation": {"fr": "d", "en": "c"}}']
-    path = write(tmp_path / "A.JSONL", "\n".join(lines))
-    assert read_pairs(path, ("en", "fr")) == [("a", "b"), ("c", "d")]
-    assert read_pairs(path, ("fr", "en")) == [("b", "a"), ("d", "c")]
-    message = fault(path, lambda spec: read_pairs(spec, ("en", "de")))
-    assert "line 1: a translation between en and fr, without 'de': name them as data.source and data.target" in message
-
-
-def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path):
-    write(tmp_path / "train.tsv", tsv(PAIRS))
-    message = fault(str(tmp_path / "trian.tsv"))
-    assert "trian.tsv: no such file" in message
-    assert "'train.tsv'" in message
-    assert "there is no folder" in fault(str(tmp_path / "nowhere" / "train.tsv"))
-    assert "is a folder" in fault(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "line", "says"),
-    [
-        ("a.tsv", b"a\tb\nc\n", 2, "expected 2 columns (source<TAB>target), found 1"),
-        ("a.tsv", b"a\tb\nc\td\te\n", 2, "found 3"),
-        ("a.tsv", b"a\tb\n\nc\td\n", 2, "found 1"),
-        ("a.tsv", b"a\tb\n\tc\n", 2, "the source is empty"),
-        ("a.tsv", b"a\t \nb\tc\n", 1, "the target is empty"),
-        ("a.tsv", b"a\tb\nc\td\ne\tf\xff\n", 3, "not UTF-8 text (byte 0xff)"),
-        ("a.tsv", "a\tb\n".encode("utf-16"), 1, "not UTF-8"),
-        ("a.jsonl", b'{"source": "a", "target": "b"}\n{"source": "a" "target"}\n', 2, "not valid JSON"),
-        ("a.jsonl", b'{"source": "a", "traget": "b"}\n', 1, "missing key 'target' (did you mean 'traget'?)"),
-        ("a.jsonl", b'["a", "b"]\n', 1, "expected a JSON object, found list"),
-        ("a.jsonl", b'{"source": "a", "target": 3}\n', 1, "'target' should be text, found int"),
-        ("a.jsonl", b'{"source": "a", "target": ""}\n', 1, "the target is empty"),
-        ("a.jsonl", b'{"source": "a", "target": "\\ud800"}\n', 1, "half of a surrogate pair"),
-        ("a.jsonl", b'{"source": "a", "target": "b\\nc"}\n', 1, "'target' has a line break in it"),
-        ("a.jsonl", b"[" * 200_000, 1, "nested too deep"),
-        ("a.tsv", b'{"source": "a", "target": "b"}\n', 1, "has a name that ends in .jsonl"),
-    ],
-)
-def test_a_fault_names_file_and_line(tmp_path, name, data, line, says):
-    path = write(tmp_path / name, data)
-    message = fault(path)
-    assert message.startswith(f"{path}, line {line}: ")
-    assert says in message
-
-
-@pytest.mark.parametrize("data", [b"", gzip.compress(b""), b"\xef\xbb\xbf"], ids=["plain", "gzip", "bom"])
-def test_an_empty_file_is_a_fault(tmp_path, data):
-    path = write(tmp_path / "a.tsv", data)
-    assert fault(path) == f"{path}: the file is empty"
-    assert fault(path, read_lines) == f"{path}: the file is empty"
-
-
-@given(st.data())
-def test_damaged_gzip_is_a_fault(tmp_path_factory, data):
-    whole = gzip.compress(tsv(PAIRS), mtime=0)
-    path = tmp_path_factory.mktemp("gzip") / "a.tsv.gz"
-    cut = data.draw(st.integers(2, len(whole) - 1))
-    assert "cut off or damaged" in fault(write(path, whole[:cut]))
-    checksum = len(whole) - 8
-    assert "cut off or damaged" in fault(write(path, whole[:checksum] + bytes(8)))
-
-
-def test_aligned_files_need_as_many_lines(tmp_path):
-    one, two = write(tmp_path / "a.en", "a\nb\n"), write(tmp_path / "a.de", "a\nb\nc\n")
-    message = fault(f"{one},{two}")
-    assert f"{one} has 2 lines but {two} has 3" in message
-    blank = write(tmp_path / "b.de", "a\n\n")
-    assert f"{blank}, line 2: " in fault(f"{one},{blank}")
-    assert "a.ed: no such file (did you mean 'a.en'?)" in fault(f"{tmp_path / 'a.ed'},{two}")
-    assert "found 3" in fault(f"{one},{two},{two}")
-
-
-@pytest.mark.skipif(not MULTI30K.exists(), reason="the Multi30k files are not beside this checkout")
-def test_multi30k_is_read_whole():
-    pairs = read_pairs(MULTI30K)
-    assert len(pairs) == 29_000
-    assert pairs[0][0] == "Two young, White males are outside near many bushes."
-    assert pairs[0][1] == "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche."
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_file_is_never_held_whole(tmp_path, packed):
+    path = tmp_path / "large.txt"
+    with gzip.open(path, "wb", compresslevel=1) if packed else path.open("wb") as file:
+        for _ in range(50):
+            file.write(b"%0999d\n" % 0 * 100)  # 5 MB in all
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in lines(path)) == 5000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()

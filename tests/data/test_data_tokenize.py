@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
-from regard.core.errors import CheckpointError, ConfigError, InputError
-from regard.data.tokenize import Tokenizer, train_bpe
+from regard.core.errors import CheckpointError, ConfigError, DataError, InputError
+from regard.data.tokenize import Tokenizer, train_bpe, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "12 cats, 345 dogs and 6 crêpes", "日本語のテキスト"] * 5
 MULTI30K = Path(__file__).parents[3] / "shared/data/multi30k-en-de/train.tsv.gz"
@@ -69,6 +69,103 @@ def test_the_vocabulary_is_never_too_small_for_the_bytes():
     assert len(train_bpe(["a"], 259)) == 259
     with pytest.raises(ConfigError, match="259"):
         train_bpe(["a"], 258)
+
+
+KINDS = ["bpe", "unigram", "wordpiece", "characters", "bytes"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request):
+    return request.param, train_tokenizer(request.param, TEXTS, 300)
+
+
+@given(text=hostile)
+def test_no_kind_lets_text_spell_a_special_token(trained, text):
+    kind, tokenizer = trained
+    tokens = tokenizer.encode(text)
+    assert not {tokenizer.pad, tokenizer.bos, tokenizer.eos} & set(tokens)
+    assert len(tokenizer.pieces(tokens)) == len(tokens)
+    if kind in ("bpe", "unigram", "bytes"):
+        assert tokenizer.unk is None
+        assert tokenizer.decode(tokens) == text
+    if kind == "bytes":
+        assert len(tokens) == len(text.encode())
+    if kind == "characters":
+        known = set("".join(TEXTS))
+        assert tokenizer.decode(tokens) == "".join(char for char in text if char in known)
+        assert [token == tokenizer.unk for token in tokens] == [char not in known for char in text]
+
+
+def test_every_kind_reads_back_what_it_learnt_from(trained):
+    kind, tokenizer = trained
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos) == (0, 1, 2)
+    assert tokenizer.unk == (3 if kind in ("wordpiece", "characters") else None)
+    assert len(tokenizer) <= 300
+    for text in TEXTS:
+        tokens = tokenizer.encode(text)
+        assert tokenizer.unk not in tokens
+        # BERT leaves out accents, and takes each Chinese character for a word.
+        back = {TEXTS[2]: TEXTS[2].replace("ê", "e"), TEXTS[3]: "日 本 語 のテキスト"} if kind == "wordpiece" else {}
+        assert tokenizer.decode(tokens) == back.get(text, text)
+
+
+def test_every_kind_is_the_same_after_saving(trained, tmp_path):
+    _, tokenizer = trained
+    tokenizer.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    texts = [*TEXTS, "</s> unseen ☃"]
+    assert loaded.encode_batch(texts) == tokenizer.encode_batch(texts)
+    assert loaded.decode_batch(loaded.encode_batch(texts)) == tokenizer.decode_batch(tokenizer.encode_batch(texts))
+    assert (loaded.pad, loaded.bos, loaded.eos, loaded.unk) == (0, 1, 2, tokenizer.unk)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_the_same_in_every_process(kind, tmp_path):
+    script = f"""
+import sys
+from regard.data.tokenize import train_tokenizer
+train_tokenizer({kind!r}, {TEXTS!r} + ["many words that come once each, as many as ties"], 330).save(sys.argv[1])
+"""
+    for name in "ab":
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=True)
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "least"),
+    [("unigram", 258, 259), ("bytes", 258, 259), ("wordpiece", 20, 51), ("characters", 4, 5)],
+)
+def test_no_kind_is_trained_without_room_for_its_alphabet(kind, size, least):
+    with pytest.raises(ConfigError, match=f"vocab_size {size} is too small: {least} hold"):
+        train_tokenizer(kind, TEXTS, size)
+    assert len(train_tokenizer(kind, TEXTS, least)) <= least
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_needs_text_unless_it_is_of_bytes(kind):
+    if kind == "bytes":
+        assert len(train_tokenizer(kind, [], 300)) == 259
+    else:
+        with pytest.raises(DataError, match="no text to learn a tokenizer from"):
+            train_tokenizer(kind, ["", ""], 300)
+
+
+def test_a_small_vocabulary_of_characters_has_the_commonest():
+    tokenizer = train_tokenizer("characters", ["aaabbc", "ab"], 6)
+    assert tokenizer.encode("abc") == [4, 5, tokenizer.unk]
+
+
+def test_wordpiece_is_what_transformers_makes_of_it(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours = train_tokenizer("wordpiece", TEXTS, 300)
+    ours.save(tmp_path)
+    core = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = core["model"]["vocab"]
+    theirs = transformers.BertTokenizer(
+        vocab=vocabulary, unk_token="<unk>", pad_token="<pad>", cls_token="<s>", sep_token="</s>"
+    )
+    for text in [*TEXTS, "The CATS, unseen. crêpes"]:
+        assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids
 
 
 def test_half_a_surrogate_pair_is_refused(bpe):

@@ -6,11 +6,17 @@ from typing import Any
 import pytest
 
 from regard import zoo
+from regard.models import gpt2
 from regard.models.transformer import LayerSizes, TransformerConfig
 from regard.testing import CHECKS, check_model
 
 # What differs in kind from a family's first size, so that every branch of its composition is run.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "gpt2": {
+        "2018": {"norm_order": "post", "bos_token": None, "eos_token": None},
+        "untied": {"tie_head": False, "activation": "relu", "pad_token": 0, "drop_path": 0.2},
+        "pruned": {"num_layers": 2, "layers": (gpt2.LayerSizes(3, 3072), gpt2.LayerSizes(12, 768))},
+    },
     "transformer": {
         "published": {"position_layout": "half", "logits_bias": True, "pad_token": 36999, "bos_token": 36999},
         "modern": {"positions": "rotary", "norm": "rms", "norm_order": "pre", "gated": True, "activation": "silu"},
@@ -23,7 +29,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             "num_decoder_layers": 2,
             "layers": (LayerSizes(8, 512), LayerSizes(2, 2048, 4), LayerSizes(6, 512, 8)),
         },
-    }
+    },
 }
 
 CASES = [

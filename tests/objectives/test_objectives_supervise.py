@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regard.core.errors import InputError
+from regard.core.errors import ConfigError, InputError
 from regard.core.types import IGNORE, Output
 from regard.objectives import supervise
-from regard.objectives.supervise import Supervise, cross_entropy, linear_cross_entropy
+from regard.objectives.supervise import Supervise, cross_entropy, focal, linear_cross_entropy, squared_error
 
 N, V, E = 23, 11, 5
 
@@ -56,6 +56,44 @@ def test_linear_cross_entropy_survives_large_logits():
     assert hidden.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_is_the_papers(gamma):
+    hidden, weight, bias, targets = table()
+    logits = F.linear(hidden, weight, bias).detach().requires_grad_()
+    ours = focal(logits, targets, gamma)
+    likely = logits.softmax(dim=-1)[torch.arange(N), targets]
+    theirs = ((1 - likely) ** gamma * F.cross_entropy(logits, targets, reduction="none")).sum()
+    torch.testing.assert_close(ours.sum, theirs, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.parts["nll"], F.cross_entropy(logits, targets, reduction="sum"), rtol=1e-12, atol=0)
+    gradient, expected = (torch.autograd.grad(loss, logits)[0] for loss in (ours.sum, theirs))
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+    assert ours.count == N
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_is_finite_where_the_target_is_certain(gamma):
+    logits = torch.tensor([[1e4, 0.0], [0.0, 1e4]], requires_grad=True)
+    loss = focal(logits, torch.tensor([0, 0]), gamma)
+    loss.sum.backward()
+    assert loss.sum.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+def test_squared_error_is_torchs_and_leaves_out_what_is_no_number():
+    rng = torch.Generator().manual_seed(0)
+    outputs = torch.randn(5, 3, generator=rng, dtype=torch.float64, requires_grad=True)
+    targets = torch.randn(5, 3, generator=rng, dtype=torch.float64)
+    loss = squared_error(outputs, targets)
+    torch.testing.assert_close(loss.mean, F.mse_loss(outputs, targets), rtol=1e-12, atol=0)
+    targets[1, 2] = float("nan")
+    loss = squared_error(outputs, targets)
+    gradient = torch.autograd.grad(loss.sum, outputs)[0]
+    assert loss.count == 14
+    torch.testing.assert_close(gradient, (2 * (outputs - targets)).nan_to_num(0.0), rtol=1e-12, atol=0)
+    with pytest.raises(InputError, match="no target"):
+        squared_error(outputs, torch.full_like(targets, float("nan")))
+
+
 class Table(nn.Module):
     """The smallest model: hidden states by position id, any head."""
 
@@ -82,6 +120,24 @@ def test_only_marked_positions_carry_loss(wrap):
     torch.testing.assert_close(loss.sum, expected[targets.flatten() != IGNORE].sum(), rtol=1e-12, atol=0)
     assert loss.count == 9
     torch.testing.assert_close(loss.mean, loss.sum / 9)
+
+
+def test_focal_training_takes_any_head():
+    torch.manual_seed(0)
+    model = Table(nn.Linear(E, V, dtype=torch.float64))
+    batch = {"tokens": torch.randint(V, (3, 4)), "targets": torch.randint(V, (3, 4))}
+    loss = Supervise(label_smoothing=0.0, focal_gamma=2.0).loss(model, batch)
+    expected = focal(model(batch["tokens"]).logits.flatten(0, 1), batch["targets"].flatten(), 2.0)
+    torch.testing.assert_close(loss.sum, expected.sum, rtol=1e-12, atol=0)
+
+
+def test_wrong_values():
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        Supervise(label_smoothing=1.0)
+    with pytest.raises(ConfigError, match="focal_gamma"):
+        Supervise(label_smoothing=0.0, focal_gamma=-1.0)
+    with pytest.raises(ConfigError, match="set label_smoothing to 0"):
+        Supervise(focal_gamma=2.0)
 
 
 def test_no_target_is_an_error():

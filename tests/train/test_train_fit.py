@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 from itertools import islice
+from typing import get_args
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ from regard.core.types import IGNORE
 from regard.models.transformer import TransformerConfig
 from regard.objectives.supervise import Supervise
 from regard.tasks.translate import ParallelText
-from regard.train.fit import Run, accumulate, fit, update_average
+from regard.train.fit import Run, accumulate, fit
+from regard.train.optimize import Optimizer, OptimizerName
 from regard.train.recipe import Recipe, load_recipe, save_recipe
 from regard.train.schedule import Schedule
 
@@ -134,17 +136,23 @@ def test_micro_batches_are_one_batch(recipe):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_gradients_are_clipped(recipe, tmp_path):
-    run = unstarted(dataclasses.replace(recipe, clip_norm=0.01), tmp_path)
-    norms = []
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_gradients_are_clipped(recipe, tmp_path, name):
+    seen = []
 
     def measure(optimizer, args, kwargs):
         grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        norms.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+        seen.append(torch.cat([grad.flatten() for grad in grads]))
 
-    run.optimizer.register_step_pre_hook(measure)
-    run.step(iter(run.loader))
-    assert norms == pytest.approx([0.01], rel=1e-4)
+    for clip in ({"clip_norm": 0.0}, {"clip_norm": 0.01}, {"clip_norm": 0.0, "clip_value": 0.001}):
+        run = unstarted(dataclasses.replace(recipe, optimizer=Optimizer(name), **clip), tmp_path)
+        run.optimizer.register_step_pre_hook(measure)
+        torch.manual_seed(0)
+        run.step(iter(run.loader))
+    free, short, flat = seen
+    torch.testing.assert_close(short, free * (0.01 / free.norm()))
+    assert torch.equal(flat, free.clamp(-0.001, 0.001))
+    assert not torch.equal(flat, free)
 
 
 def test_bfloat16_points_the_same_way(recipe):
@@ -162,17 +170,6 @@ def test_bfloat16_points_the_same_way(recipe):
     exact, rounded = gradient("float32"), gradient("bfloat16")
     assert not torch.equal(exact, rounded)
     assert F.cosine_similarity(exact, rounded, dim=0) > 0.995
-
-
-def test_average_is_the_moving_average(recipe):
-    config = recipe.data.open().configure(recipe.model)
-    average, model = zoo.build(config, seed=0), zoo.build(config, seed=1)
-    expected = [
-        0.75 * a.detach() + 0.25 * b.detach() for a, b in zip(average.parameters(), model.parameters(), strict=True)
-    ]
-    update_average(average, model, 0.75)
-    for mean, value in zip(average.parameters(), expected, strict=True):
-        torch.testing.assert_close(mean, value)
 
 
 def test_it_learns_twenty_pairs_by_heart(recipe, tmp_path):
@@ -232,6 +229,99 @@ def slowly(self, batches):
 module.Run.step = slowly
 module.fit(load_recipe(Path(sys.argv[1])), Path(sys.argv[2]), resume=sys.argv[3] == "resume", quiet=True)
 """
+
+
+OPTIMIZERS = {
+    "sgd": Optimizer("sgd", weight_decay=0.1, layer_decay=0.8),
+    "sgd without momentum": Optimizer("sgd", momentum=0.0),
+    "rmsprop": Optimizer("rmsprop", layer_decay=0.8),
+    "adam": Optimizer("adam", layer_decay=0.8),
+    "adamw": Optimizer("adamw", weight_decay=0.1, layer_decay=0.8),
+    "adafactor": Optimizer("adafactor", layer_decay=0.8),
+    "muon": Optimizer("muon", weight_decay=0.1, layer_decay=0.8),
+}
+"""Every optimiser there is, each with the state of its own."""
+
+
+def test_every_optimizer_is_tried():
+    assert {optimizer.name for optimizer in OPTIMIZERS.values()} == set(get_args(OptimizerName))
+
+
+def interrupted(recipe, run, monkeypatch, at):
+    """Train, as if the process had been killed before step ``at``, and go on from the last checkpoint."""
+    step = Run.step
+
+    def pull_the_plug(self, batches):
+        if self.progress.step == at - 1:
+            raise KeyboardInterrupt
+        step(self, batches)
+
+    monkeypatch.setattr(Run, "step", pull_the_plug)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, run, quiet=True)
+    monkeypatch.setattr(Run, "step", step)
+    fit(recipe, run, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_bit_for_bit(recipe, tmp_path, name, monkeypatch):
+    recipe = dataclasses.replace(
+        recipe, optimizer=OPTIMIZERS[name], num_steps=6, valid_every=2, average=2, unfreeze_every=3
+    )
+    fit(recipe, tmp_path / "whole", quiet=True)
+    interrupted(recipe, tmp_path / "run", monkeypatch, at=4)
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_recomputation_changes_nothing(recipe, tmp_path):
+    folders = []
+    for recompute in (0, 1):
+        folders.append(tmp_path / str(recompute))
+        fit(dataclasses.replace(recipe, recompute=recompute, num_steps=4), folders[-1], quiet=True)
+    same_run(*folders)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_same_run(recipe, tmp_path):
+    plain = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dropout=0.0), num_steps=6)
+    for name, each in (("eager", plain), ("compiled", dataclasses.replace(plain, compile=True))):
+        fit(each, tmp_path / name, quiet=True)
+    for file in ("last/training.safetensors", "best/model.safetensors"):
+        one, two = (load_file(tmp_path / name / file) for name in ("eager", "compiled"))
+        assert one.keys() == two.keys()
+    one, two = (log_of(tmp_path / name) for name in ("eager", "compiled"))
+    for a, b in zip(one, two, strict=True):
+        assert a.get("loss", a.get("valid_loss")) == pytest.approx(b.get("loss", b.get("valid_loss")), rel=1e-3)
+
+
+def test_frozen_parts_stay_as_they_were(recipe, tmp_path):
+    run = unstarted(dataclasses.replace(recipe, freeze=("encoder", "*.ffn")), tmp_path)
+    before = {name: value.detach().clone() for name, value in run.model.named_parameters()}
+    batches = iter(run.loader)
+    for _ in range(2):
+        run.step(batches)
+    for name, value in run.model.named_parameters():
+        assert torch.equal(value, before[name]) == (name.startswith("encoder.") or ".ffn." in name), name
+    with pytest.raises(ConfigError, match="nothing to train"):
+        unstarted(dataclasses.replace(recipe, freeze=("*",)), tmp_path)
+
+
+def test_unfreezing_goes_from_the_top_down(recipe, tmp_path):
+    run = unstarted(dataclasses.replace(recipe, unfreeze_every=2), tmp_path)
+    table = run.model.encoder_embed.weight
+    before = table.detach().clone()
+    batches = iter(run.loader)
+    for step in range(1, 4):
+        run.step(batches)
+        assert torch.equal(table, before) == (step <= 2)
+
+
+def test_a_run_that_gets_no_better_is_stopped(recipe, tmp_path):
+    recipe = dataclasses.replace(
+        recipe, schedule=Schedule("constant", lr=1e-30, warmup=0), valid_every=2, patience=3, num_steps=1000
+    )
+    assert fit(recipe, tmp_path / "run", quiet=True).step == 8
+    assert fit(recipe, tmp_path / "run", resume=True, quiet=True).step == 8
 
 
 def start(recipe_file, run, how):
@@ -384,3 +474,22 @@ def test_a_batch_without_targets_is_an_error(recipe):
     batch["targets"] = torch.full_like(batch["targets"], IGNORE)
     with pytest.raises(InputError, match="no target"):
         accumulate(model, Supervise(), [batch], CPU, "float32")
+
+
+def test_a_batch_with_every_target_masked_is_shown(recipe, tmp_path):
+    run = unstarted(recipe, tmp_path)
+
+    def masked(batches):
+        for batch in batches:
+            if run.loader.index == 3:
+                batch["targets"] = torch.full_like(batch["targets"], IGNORE)
+                masked.first = run.task.tokenizer.decode(batch["tokens"][0].tolist())
+            yield batch
+
+    batches = masked(run.loader)
+    for _ in range(2):
+        run.step(batches)
+    with pytest.raises(DataError, match="step 3: every target is masked in batch 3 of epoch 0") as caught:
+        run.step(batches)
+    assert repr(masked.first) in str(caught.value)
+    assert len(masked.first) > 3

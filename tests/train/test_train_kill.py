@@ -51,17 +51,25 @@ def contents(run: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     ]
 
 
+def start(whole: Path, run: Path) -> subprocess.Popen:
+    """A process that is about to train."""
+    command = [sys.executable, "-c", TRAIN, str(whole / "recipe.json"), str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    return process
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_fifty_kills_lose_nothing(whole, tmp_path):
     rng, kills, number, run = random.Random(0), 0, 0, tmp_path / "0"
     expected, log = contents(whole)
+    process, began = start(whole, tmp_path / "undisturbed"), time.monotonic()
+    assert process.wait() == 0
+    takes = time.monotonic() - began
     while kills < KILLS:
-        process = subprocess.Popen(
-            [sys.executable, "-c", TRAIN, str(whole / "recipe.json"), str(run)], stdout=subprocess.PIPE, text=True
-        )
-        process.stdout.readline()
-        time.sleep(rng.uniform(0, 1.5))
+        process = start(whole, run)
+        time.sleep(rng.uniform(0, takes))
         process.kill()
         if process.wait() != 0:
             kills += 1

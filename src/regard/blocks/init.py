@@ -39,7 +39,8 @@ def embedding(weight: Tensor) -> None:
 def initialise(model: nn.Module, *, matrices: Initializer = xavier, embeddings: Initializer = embedding) -> None:
     """Fill every parameter and buffer of ``model``: biases with 0, norms with their identity, the rest by role.
 
-    Tensors are visited once each, so tied ones are drawn once, in the order in which modules are named.
+    Tensors are visited once each, so tied ones are drawn once, in the order in which modules are named. A linear layer
+    that has an ``init_gain`` begins with its matrix times that.
     """
     seen: set[int] = set()
     for module in model.modules():
@@ -49,6 +50,7 @@ def initialise(model: nn.Module, *, matrices: Initializer = xavier, embeddings: 
         seen.update(id(tensor) for _, tensor in fresh)
         if isinstance(module, nn.Linear):
             _fill(fresh, matrices)
+            module.weight.mul_(getattr(module, "init_gain", 1.0))
         elif reset is not None:
             reset()
         else:

@@ -78,16 +78,34 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """One op after another, as they happen on the way to us; only the last may make several tensors of one."""
+
+    ops: tuple[Op, ...]
+
+    def load(self, theirs: Tensor) -> Sequence[Tensor]:
+        for op in self.ops[:-1]:
+            (theirs,) = op.load(theirs)
+        return self.ops[-1].load(theirs)
+
+    def save(self, ours: Sequence[Tensor]) -> Tensor:
+        for op in reversed(self.ops):
+            ours = [op.save(ours)]
+        return ours[0]
+
+
+@dataclass(frozen=True)
 class Repeat:
     """Theirs may hold a second copy of the tensor that another rule maps to ``ours``: tied, but stored again.
 
-    Loading checks that it is the same bit for bit; where only the copy is stored, it stands in. Never written.
+    Loading checks that it is the same bit for bit; where only the copy is stored, it stands in. Never written. So it
+    also serves where some files have another key for the same tensor: of several of ours, name the first.
     """
 
 
 @dataclass(frozen=True)
 class Constant:
-    """Theirs may hold numbers that a model here computes (a table of sinusoids); the rule's ``ours`` is empty.
+    """Theirs may hold numbers that a model here computes (sinusoids, a mask); the rule's ``ours`` is empty.
 
     Loading checks them against ``value``, to the precision of the stored type. Never written.
     """
@@ -123,9 +141,10 @@ class Rule:
 
     @property
     def _arity(self) -> int:
-        if isinstance(self.op, Split):
-            return len(self.op.sizes)
-        return 0 if isinstance(self.op, Constant) else 1
+        op = self.op.ops[-1] if isinstance(self.op, Chain) else self.op
+        if isinstance(op, Split):
+            return len(op.sizes)
+        return 0 if isinstance(op, Constant) else 1
 
 
 def to_ours(theirs: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
@@ -198,9 +217,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _close(stored: Tensor, computed: Tensor) -> bool:
-    if stored.shape != computed.shape or not stored.is_floating_point():
+    if stored.shape != computed.shape:
         return False
-    precision = torch.finfo(stored.dtype).eps
+    precision = torch.finfo(stored.dtype).eps if stored.is_floating_point() else 0.0
     return torch.allclose(stored.double(), computed.double(), rtol=precision, atol=precision)
 
 

@@ -138,8 +138,12 @@ def _tied(model: nn.Module) -> dict[str, str]:
 
 
 def _like(old: Tensor, new: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
-    """``new`` as what ``old`` is: a parameter or a buffer, of the wanted type and place."""
-    tensor = new.to(device=device, dtype=dtype if new.is_floating_point() else None)
+    """``new`` as what ``old`` is: a parameter or a buffer, of the wanted type and place.
+
+    It lies in memory in its own order, also where a key map has turned it: torch's fused optimisers walk a weight and
+    its gradient side by side, without a look at their strides.
+    """
+    tensor = new.to(device=device, dtype=dtype if new.is_floating_point() else None).contiguous()
     return nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
 
 

@@ -20,6 +20,7 @@ VERBS = {
     "show": "families, sizes and recipes; or what a model is made of and what it costs",
     "compare": "put runs side by side",
     "profile": "say where the time and memory of a training step go",
+    "data": "look at data before anything is trained on it",
     "check": "run the conformance suite over a model",
     "convert": "write a checkpoint in another layout or precision",
 }

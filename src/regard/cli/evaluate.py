@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """Translate held-out sources and score the answers."""
-    parser = Parser("evaluate", "Score a run: BLEU and chrF with sacreBLEU's signatures, and exact match.")
+    """Score a run's answers to held-out sources, or how well it expects held-out texts."""
+    parser = Parser(
+        "evaluate",
+        "Score a run: a translation's BLEU and chrF with sacreBLEU's signatures, and exact match; a language model's "
+        "perplexity and bits per byte.",
+    )
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
     parser.add_argument(
-        "--data", metavar="F", help="pairs to score on, as for training (default: the recipe's held-out)"
+        "--data", metavar="F", help="what to score on, as for training (default: the recipe's held-out)"
     )
     parser.add_argument("--beam", type=positive, default=4, metavar="N", help="hypotheses kept (default: 4)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -24,11 +28,18 @@ def run(argv: list[str]) -> int:
 
     from regard.evaluate.translation import evaluate
     from regard.front import method, open_run
+    from regard.tasks.language import Language
 
     task, model = open_run(args.run)
     splits = {} if args.data else held_out(task, args.run)
     used = args.data or next(split for split in ("test", "valid") if splits[split])
-    found = evaluate(task, model, task.data.read(args.data) if args.data else splits[used], method(args.beam))
+    examples = task.data.read(args.data) if args.data else splits[used]
+    if isinstance(task, Language):
+        scores = task.score(model, examples)
+        lines = [f"{name.replace('_', ' '):<16}{score:8.4f}" for name, score in scores.items()]
+        sys.stdout.write((json.dumps({**scores, "data": used}) if args.json else "\n".join(lines)) + "\n")
+        return 0
+    found = evaluate(task, model, examples, method(args.beam))
     sys.stdout.write((json.dumps(as_object(found, used)) if args.json else as_text(found, used)) + "\n")
     return 0
 

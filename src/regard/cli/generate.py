@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from regard.cli.lines import standard_input
 from regard.cli.parser import Parser, positive
-from regard.core.errors import ConfigError
+from regard.core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from regard.generate.logits import Transform
@@ -77,6 +77,11 @@ def write(args: Namespace, prompt: str) -> None:
     elif tokenizer.bos is not None:
         tokens = [tokenizer.bos, *tokens]
     places = model.config.max_seq_len - len(tokens)
+    if places < 1 or not tokens:
+        raise InputError(
+            f"the prompt has {len(tokens)} tokens, the model {model.config.max_seq_len} positions: "
+            f"give it {'a shorter one' if tokens else 'one that is not empty'}"
+        )
     max_tokens = min(256, places) if args.max_tokens is None else args.max_tokens
     with torch.inference_mode():
         decoding = model.begin(max_len=len(tokens) + max_tokens, **inputs)

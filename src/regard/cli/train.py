@@ -36,11 +36,10 @@ def run(argv: list[str]) -> int:
     recipe, out = plan(args, fields)
 
     from regard.explain.report import write_report
-    from regard.train.fit import fit
+    from regard.train.fit import ended, fit
 
     progress = fit(recipe, out, resume=args.resume, quiet=args.quiet)
-    timed_out = recipe.max_minutes is not None and progress.seconds > 60 * recipe.max_minutes
-    if progress.step < recipe.num_steps and not timed_out:
+    if not ended(recipe, progress):
         return 130
     report = write_report(out)
     sys.stderr.write(f"regard: the report is in {report}\n")

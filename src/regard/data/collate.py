@@ -2,20 +2,28 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Int[Tensor, "B S"]:
+def pad(
+    rows: Sequence[Sequence[int] | NDArray[np.integer]], value: int, left: bool = False, width: int | None = None
+) -> Int[Tensor, "B S"]:
     """Stack rows into one tensor as wide as the longest, filling the rest with ``value``.
 
     Args:
         rows: B sequences of integers; a row may be empty.
         value: what padding holds.
         left: put the padding before the row instead of after it.
+        width: S, where it is not to follow the longest row.
     """
-    width = max((len(row) for row in rows), default=0)
-    gaps = [[value] * (width - len(row)) for row in rows]
-    filled = [[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, gaps, strict=True)]
-    return torch.tensor(filled, dtype=torch.long).view(len(rows), width)
+    if width is None:
+        width = max((len(row) for row in rows), default=0)
+    filled = np.full((len(rows), width), value, dtype=np.int64)
+    for line, row in zip(filled, rows, strict=True):
+        start = width - len(row) if left else 0
+        line[start : start + len(row)] = row
+    return torch.from_numpy(filled)

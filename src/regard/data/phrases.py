@@ -29,7 +29,7 @@ from babel.numbers import (
 from babel.units import format_unit
 
 from regard.core.errors import ConfigError, did_you_mean
-from regard.data.source import Pair
+from regard.data.pairs import Pair
 
 Value = tuple[Any, ...]
 """What a phrase says, in no language: (2021, 3, 5), or ("length-meter", Decimal("1.5"))."""

@@ -1,70 +1,138 @@
-"""Text from files: parallel pairs (TSV, JSONL, two aligned files) and plain lines; gzipped or not."""
+"""Files as streams of rows, each malformed row a fault in its place; gzipped or not, and larger than memory or not."""
 
+import codecs
 import gzip
-import json
 import zlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from regard.core.errors import DataError, did_you_mean
 
-Pair = tuple[str, str]
+S = TypeVar("S")
+T = TypeVar("T")
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_JSONL_SUFFIXES = (".jsonl", ".ndjson")
-_KEYS = ("source", "target")
 
 
-def read_pairs(spec: str | Path, languages: Pair = ("source", "target")) -> list[Pair]:
-    """Read parallel text as (source, target) pairs, in file order.
+class Place(NamedTuple):
+    """Where in which file something stands; ``unit`` is what is counted, from 1, where it is not lines."""
 
-    Text is UTF-8 (a byte order mark is dropped), one example a line, with either line ending. Gzip is known by its
-    content, whatever the name.
+    path: str
+    number: int
+    unit: str = "line"
 
-    Args:
-        spec: one of
+    def __str__(self) -> str:
+        return f"{self.path}, {self.unit} {self.number}"
 
-            - ``train.jsonl`` or ``train.ndjson``: objects with the keys ``source`` and ``target``, or the form
-              ``{"translation": {"en": ..., "de": ...}}``;
-            - ``train.en,train.de``: two aligned files, line for line;
-            - any other file: two columns with a tab between them; nothing is quoted or escaped.
-        languages: the keys of source and target in a ``translation``.
+
+class Row(NamedTuple, Generic[T]):
+    """One example of a file, and where it begins."""
+
+    place: Place
+    value: T
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one row of a file; as text, the line that an error shows."""
+
+    place: Place
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+Rows = Iterator[Row[T] | Fault]
+"""What every reader returns. What is wrong with the file as a whole, it raises as DataError."""
+
+
+def values(rows: Rows[T]) -> Iterator[T]:
+    """What the rows hold. Raises DataError at the first fault."""
+    for row in rows:
+        if isinstance(row, Fault):
+            raise DataError(str(row))
+        yield row.value
+
+
+def mapped(parse: Callable[[S], T], rows: Rows[S]) -> Rows[T]:
+    """The rows with ``parse`` applied to what they hold; a ValueError that it raises becomes a fault."""
+    for row in rows:
+        if isinstance(row, Fault):
+            yield row
+            continue
+        try:
+            value = parse(row.value)
+        except ValueError as error:
+            yield Fault(row.place, str(error))
+        else:
+            yield Row(row.place, value)
+
+
+def grouped(rows: Rows[T]) -> Rows[list[T]]:
+    """Runs of rows, divided by those that hold nothing; a run with a fault in it is left out, its faults are not."""
+    run: list[Row[T]] = []
+    whole = True
+    for row in rows:
+        if isinstance(row, Fault):
+            yield row
+            whole = False
+        elif row.value:
+            run.append(row)
+        else:
+            if run and whole:
+                yield Row(run[0].place, [each.value for each in run])
+            run, whole = [], True
+    if run and whole:
+        yield Row(run[0].place, [each.value for each in run])
+
+
+def lines(path: str | Path) -> Rows[str]:
+    """A text file's lines without their endings, empty lines included.
+
+    Text is UTF-8 (a byte order mark is dropped), with either line ending. Gzip is known by its content, whatever the
+    name. A line that is not UTF-8 is a fault.
 
     Raises:
-        DataError: a file that is missing, unreadable, empty or malformed, naming the file and the line.
+        DataError: the file is missing, unreadable, damaged or empty.
     """
-    if "," in str(spec) and not Path(spec).exists():
-        return _read_aligned(str(spec))
-    path = Path(spec)
-    name = path.name.lower().removesuffix(".gz")
-    parse = partial(_parse_json, languages) if name.endswith(_JSONL_SUFFIXES) else _parse_columns
-    return [_parse_line(parse, line, path, number) for number, line in enumerate(read_lines(path), start=1)]
+    number = 0
+    with unzipped(path) as file:
+        for number, line in enumerate(file, start=1):  # not splitlines(), which would also break at U+2028 and others
+            place = Place(str(path), number)
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                bad = line[error.start]
+                yield Fault(place, f"not UTF-8 text (byte 0x{bad:02x}); convert the file to UTF-8")
+            else:
+                yield Row(place, text.removesuffix("\n").removesuffix("\r"))
+    if not number:
+        raise DataError(f"{path}: the file is empty")
+
+
+def documents(path: str | Path) -> Rows[str]:
+    """A text file's documents, which blank lines divide; the lines of each joined by line breaks. As :func:`lines`."""
+    text = mapped(lambda line: line if line.strip() else "", lines(path))
+    return mapped("\n".join, grouped(text))
+
+
+def whole(path: str | Path) -> Rows[str]:
+    """A text file as one row, if it has no faults; its lines as :func:`lines` has them, joined by line breaks."""
+    found = list(lines(path))
+    faults = [row for row in found if isinstance(row, Fault)]
+    yield from faults
+    if not faults:
+        yield Row(Place(str(path), 1), "\n".join(row.value for row in found if isinstance(row, Row)))
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Read a text file's lines without their endings, empty lines included; same files as :func:`read_pairs`.
-
-    Raises:
-        DataError: the file is missing, unreadable, empty, or not UTF-8.
-    """
-    path = Path(path)
-    data = _read_bytes(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: not UTF-8 text (byte 0x{data[error.start]:02x}); convert the file to UTF-8"
-        ) from None
-    if not text:
-        raise DataError(f"{path}: the file is empty")
-    lines = text.split("\n")  # not splitlines(), which would also break at U+2028, form feeds and other characters
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    """All :func:`lines` of a file. Raises DataError, also at the first line that is not UTF-8."""
+    return list(values(lines(path)))
 
 
 def open_bytes(path: Path) -> BufferedReader:
@@ -79,99 +147,31 @@ def open_bytes(path: Path) -> BufferedReader:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _read_bytes(path: Path) -> bytes:
-    with open_bytes(path) as file:
+@contextmanager
+def unzipped(path: str | Path) -> Iterator[BufferedReader]:
+    """A file's bytes from after its byte order mark, gunzipped where they are gzip; only forward where they are.
+
+    Raises:
+        DataError: the file is missing or unreadable, or its gzip data damaged; also while it is read.
+    """
+    with open_bytes(Path(path)) as file:
         try:
-            data = file.read()
+            stream = _gunzipped(file) if file.peek(2).startswith(_GZIP_MAGIC) else file
+            if stream.peek(3).startswith(codecs.BOM_UTF8):
+                stream.read(3)
+            yield stream
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            raise DataError(f"{path}: the gzip data is cut off or damaged; copy or download the file again") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    if not data.startswith(_GZIP_MAGIC):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (EOFError, OSError, zlib.error):
-        raise DataError(f"{path}: the gzip data is cut off or damaged; copy or download the file again") from None
+
+
+def _gunzipped(file: BufferedReader) -> BufferedReader:
+    unpacked: Any = gzip.GzipFile(fileobj=file)
+    return BufferedReader(unpacked)
 
 
 def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"{path}: no such file (there is no folder {path.parent})"
     return f"{path}: no such file{did_you_mean(path.name, (each.name for each in path.parent.iterdir()))}"
-
-
-def _read_aligned(spec: str) -> list[Pair]:
-    names = spec.split(",")
-    if len(names) != 2:
-        raise DataError(f"{spec}: expected one file, or two aligned files with a comma between; found {len(names)}")
-    source_path, target_path = map(Path, names)
-    sources, targets = read_lines(source_path), read_lines(target_path)
-    if len(sources) != len(targets):
-        raise DataError(
-            f"{source_path} has {len(sources)} lines but {target_path} has {len(targets)}: "
-            "aligned files need as many lines each"
-        )
-    for path, lines in ((source_path, sources), (target_path, targets)):
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                raise DataError(f"{path}, line {number}: the line is empty")
-    return list(zip(sources, targets, strict=True))
-
-
-def _parse_line(parse: Callable[[str], Pair], line: str, path: Path, number: int) -> Pair:
-    try:
-        pair = parse(line)
-    except ValueError as error:
-        raise DataError(f"{path}, line {number}: {error}") from None
-    for side, text in zip(_KEYS, pair, strict=True):
-        if not text.strip():
-            raise DataError(f"{path}, line {number}: the {side} is empty")
-    return pair
-
-
-def _parse_columns(line: str) -> Pair:
-    columns = line.split("\t")
-    if len(columns) != 2:
-        hint = "; a file of JSON objects has a name that ends in .jsonl" if line.startswith("{") else ""
-        raise ValueError(f"expected 2 columns (source<TAB>target), found {len(columns)}{hint}")
-    return columns[0], columns[1]
-
-
-def _parse_json(languages: Pair, line: str) -> Pair:
-    row = _object(_loads(line))
-    if "translation" not in row or _KEYS[0] in row:
-        return _string(row, _KEYS[0]), _string(row, _KEYS[1])
-    row = _object(row["translation"])
-    if missing := [key for key in languages if key not in row]:
-        raise ValueError(
-            f"a translation between {' and '.join(row) or 'no languages'}, without '{missing[0]}': "
-            "name them as data.source and data.target"
-        )
-    return _string(row, languages[0]), _string(row, languages[1])
-
-
-def _loads(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("not readable as JSON (nested too deep)") from None
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _string(row: dict[str, Any], key: str) -> str:
-    if key not in row:
-        raise ValueError(f"missing key '{key}'{did_you_mean(key, row)}; found {', '.join(row) or 'no keys'}")
-    value = row[key]
-    if not isinstance(value, str):
-        raise ValueError(f"'{key}' should be text, found {type(value).__name__}")
-    if "\n" in value or "\r" in value:
-        raise ValueError(f"'{key}' has a line break in it; an example is one line")
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError(f"'{key}' holds half of a surrogate pair (an escape such as \\ud800), which is not text")
-    return value

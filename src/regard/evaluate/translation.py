@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regard.core.errors import InputError
-from regard.data.source import Pair
+from regard.data.pairs import Pair
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick
 from regard.tasks.translate import BEAM, Translate, score

@@ -23,15 +23,21 @@ from regard.explain.attention import attention_maps, cross_maps, head_grid, heat
 from regard.explain.chart import number
 from regard.explain.cost import example, memory, parts
 from regard.explain.page import Page, Picture, Sample, curve, duration, render
+from regard.generate.decode import sample
+from regard.tasks import datas
+from regard.tasks.language import Language, PlainText
 from regard.tasks.translate import ParallelText, Translate
 
 SAMPLES, PICTURES = 24, 4
+WRITTEN, BEGUN = 4, 8
+"""How many texts a language model goes on with, and after how many words of each."""
+
 LEAST, MOST = 5, 24
 """Tokens on each side of a text that makes a picture worth looking at and still readable."""
 
 
 def write_report(run: str | Path) -> Path:
-    """Write ``report.html`` into the folder of a translation run, and return its path.
+    """Write ``report.html`` into the folder of a run, and return its path.
 
     The page stands alone: it asks the network for nothing, and reads in light and dark.
 
@@ -42,32 +48,71 @@ def write_report(run: str | Path) -> Path:
     """
     run = Path(run)
     recipe, log = read_object(run / "recipe.json"), read_log(run / "log.jsonl")
-    if recipe.get("task") != ParallelText.task:
+    about: dict[str, Any] = {ParallelText.task: about_translation, PlainText.task: about_language}
+    if recipe.get("task") not in about:
         raise Unsupported(f"{run}: there is no report for the task '{recipe.get('task')}' yet")
-    task = from_json(ParallelText, recipe["data"], f"{run / 'recipe.json'}: data").open(run)
+    data = from_json(datas()[recipe["task"]], recipe["data"], f"{run / 'recipe.json'}: data")
     model: Any = zoo.load(run / "best")
-    samples = translate_some(task, model)
-    maps = {sample: maps_of(task, model, sample) for sample in picturesque(task.tokenizer, samples)}
-    choice = sharpest(maps.values()) if maps else None
     bare: Any = zoo.skeleton(zoo.family_of(model.config), model.config, "auto")
     length = min(32, bare.config.max_seq_len)
     page = Page(
-        title=f"Translation from {language(task.data.source)} to {language(task.data.target)}",
-        summary=summary(task, log),
+        **about[recipe["task"]](data.open(run), model, log),
         log=log,
-        facts=facts(task, model, log),
-        samples=samples,
-        pictures=[picture(task, sample, choice.of(maps[sample])) for sample in maps] if choice else [],
-        choice=str(choice),
-        grid=head_grid(next(iter(maps.values())), marked=choice) if choice else "",
         model=parts(bare.eval(), **example(bare, length)),
         memory=memory(bare.train(), **example(bare, length)),
         length=length,
         recipe=recipe,
-        commands=commands(run),
+        commands=commands(run, recipe["task"]),
         versions={name: version(name) for name in ("regard", "torch")} | {"Python": platform.python_version()},
     )
     return write_whole(run / "report.html", render(page))
+
+
+def about_translation(task: Translate, model: nn.Module, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page of a translation run has of its own."""
+    samples = translate_some(task, model)
+    maps = {sample: maps_of(task, model, sample) for sample in picturesque(task.tokenizer, samples)}
+    choice = sharpest(maps.values()) if maps else None
+    return {
+        "title": title(task.data),
+        "summary": summary(task, log),
+        "facts": facts(task, model, log),
+        "samples": samples,
+        "pictures": [picture(task, sample, choice.of(maps[sample])) for sample in maps] if choice else [],
+        "choice": str(choice),
+        "grid": head_grid(next(iter(maps.values())), marked=choice) if choice else "",
+    }
+
+
+def about_language(task: Language, model: nn.Module, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page of a language model's run has of its own: its figures, and what it writes."""
+    best = best_line(log, task.monitor)
+    texts = task.data.splits
+    origin = "the reference of the Python language" if task.data.train is None else task.data.train
+    size = sum(len(text.encode()) for text in texts["train"])
+    return {
+        "title": "Language model",
+        "summary": f"Learned from {number(size)} bytes of text, {origin},{in_steps(log)} on {device_name()}.",
+        "facts": {
+            **({"Bits per byte (held out)": f"{best['bits_per_byte']:.3f}"} if "bits_per_byte" in best else {}),
+            **({"Perplexity (held out)": f"{best['perplexity']:.2f}"} if "perplexity" in best else {}),
+            **common_facts(model, log, best),
+        },
+        "samples": [],
+        "pictures": [],
+        "choice": "",
+        "grid": "",
+        "written": write_some(task, model),
+    }
+
+
+def write_some(task: Language, model: nn.Module) -> list[tuple[str, str]]:
+    """Beginnings of held-out texts, with what the model goes on to write, drawn at a temperature of 0.8."""
+    texts = (task.data.splits["test"] or task.data.splits["valid"])[:WRITTEN]
+    beginnings = [" ".join(text.split(" ", BEGUN)[:BEGUN]) for text in texts]
+    draw = sample(0)
+    answers = task.predict(model, beginnings, lambda logits, rows, count: draw(logits / 0.8, rows, count))
+    return list(zip(beginnings, answers, strict=True))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -135,20 +180,27 @@ def picture(task: Translate, sample: Sample, weights: Tensor) -> Picture:
     return Picture(heat_map(weights, rows, columns, about=caption), caption)
 
 
-def best_line(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def best_line(log: Sequence[Mapping[str, Any]], monitor: str) -> Mapping[str, Any]:
     """The validation whose weights were kept; empty where there was none."""
     validations = [line for line in log if "valid_loss" in line]
-    return max(validations, key=lambda line: (line.get("bleu", 0.0), line["step"]), default={})
+    return max(validations, key=lambda line: (line.get(monitor, -math.inf), line["step"]), default={})
 
 
 def facts(task: Translate, model: nn.Module, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The figures at the head of the page."""
     scored = min(task.data.num_scored, len(task.data.splits["valid"]))
-    best = best_line(log)
+    best = best_line(log, task.monitor)
+    return {
+        **({f"Exact match ({scored} held out)": f"{best['exact_match']:.1%}"} if "exact_match" in best else {}),
+        **({f"BLEU ({scored} held out)": f"{best['bleu']:.1f}"} if "bleu" in best else {}),
+        **common_facts(model, log, best),
+    }
+
+
+def common_facts(model: nn.Module, log: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> dict[str, str]:
+    """The figures that every page has."""
     speeds = sorted(speed for _, speed in curve(log, "tokens_per_second"))
     found = {
-        f"Exact match ({scored} held out)": f"{best['exact_match']:.1%}" if "exact_match" in best else None,
-        f"BLEU ({scored} held out)": f"{best['bleu']:.1f}" if "bleu" in best else None,
         "Held-out loss": f"{best['valid_loss']:.3f}" if best else None,
         "Parameters": number(sum(p.numel() for p in model.parameters())),
         "Training time": duration(log[-1]["seconds"]) if log else None,
@@ -161,8 +213,19 @@ def summary(task: Translate, log: Sequence[Mapping[str, Any]]) -> str:
     """One sentence on what was learned from what."""
     data = task.data
     origin = "phrases generated from locale data (Unicode CLDR)" if data.train is None else Path(data.train).name
-    steps = f" in {log[-1]['step']:,} steps" if log else ""
-    return f"Learned from {len(data.splits['train']):,} pairs, {origin},{steps} on {device_name()}."
+    return f"Learned from {len(data.splits['train']):,} pairs, {origin},{in_steps(log)} on {device_name()}."
+
+
+def in_steps(log: Sequence[Mapping[str, Any]]) -> str:
+    """How long it took, where the log says."""
+    return f" in {log[-1]['step']:,} steps" if log else ""
+
+
+def title(data: ParallelText) -> str:
+    """What the page is called; whose files it learned from knows their languages best."""
+    if data.train is not None:
+        return f"Translation, learned from {Path(data.train).name}"
+    return f"Translation from {language(data.source)} to {language(data.target)}"
 
 
 def language(code: str) -> str:
@@ -183,10 +246,11 @@ def device_name() -> str:
     return f"a CPU with {threads} thread{'s' * (threads > 1)}"
 
 
-def commands(run: Path) -> str:
+def commands(run: Path, task: str) -> str:
     """What to type to use the run, and to get it again."""
     name, again = shlex.quote(str(run)), shlex.quote(f"{run}-again")
-    return f'regard predict {name} "..."\nregard evaluate {name}\nregard train {name} --out {again}'
+    verb = "generate" if task == PlainText.task else "predict"
+    return f'regard {verb} {name} "..."\nregard evaluate {name}\nregard train {name} --out {again}'
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from regard.core.errors import InputError
 from regard.core.types import LanguageModel
 from regard.generate.beam import Beam, beam_search
 from regard.generate.decode import Generated, Pick, collect, decode, greedy
@@ -43,9 +44,11 @@ def generate(
         for tokens as they come, :func:`regard.generate.decode.decode`; for text, :mod:`regard.generate.text`.
 
     Raises:
-        InputError: a row of the prompt has no token.
+        InputError: the prompt is no tensor, or a row of it has no token.
         ConfigError: options that contradict each other.
     """
+    if not isinstance(prompt, Tensor):
+        raise InputError(f"prompt is {type(prompt).__name__}, not a tensor of token ids; regard.predict takes texts")
     transforms = [*own_rules(model), *transforms]
     decoding = model.begin(max_len=prompt.shape[1] + max_tokens, **(inputs or {}))
     if isinstance(method, Beam):

@@ -1,5 +1,6 @@
-"""Learning from targets that stand in the batch: cross-entropy with label smoothing."""
+"""Learning from targets that stand in the batch: cross-entropy, smoothed or focal, and squared error."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,19 @@ class Supervise:
 
     Attributes:
         label_smoothing: e, the share of the target's probability spread over the whole vocabulary.
+        focal_gamma: how much less the loss counts targets that are already likely; 0 = not at all.
     """
 
     label_smoothing: float = 0.1
+    focal_gamma: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing {self.label_smoothing} must be a share, at least 0 and less than 1")
+        if not 0 <= self.focal_gamma < math.inf:
+            raise ConfigError(f"focal_gamma {self.focal_gamma} must be a number from 0; 0 is plain cross-entropy")
+        if self.focal_gamma and self.label_smoothing:
+            raise ConfigError("the focal loss has no smoothed targets: set label_smoothing to 0, or focal_gamma")
 
     def prepare(self, batch: Batch, rng: torch.Generator) -> Batch:  # noqa: ARG002
         """The batch as it is: nothing is corrupted."""
@@ -40,12 +47,18 @@ class Supervise:
         output = model(**inputs)
         marked = batch["targets"] != IGNORE
         hidden, targets = output.hidden[marked], batch["targets"][marked]
-        if isinstance(output.head, (Head, nn.Linear)) and torch.is_grad_enabled():
+        fused = isinstance(output.head, (Head, nn.Linear)) and torch.is_grad_enabled() and not self.focal_gamma
+        if fused:
             return linear_cross_entropy(hidden, output.head.weight, output.head.bias, targets, self.label_smoothing)
         count = _count(targets)
         chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-        losses = [cross_entropy(output.head(rows), picked, self.label_smoothing) for rows, picked in chunks]
+        losses = [self._of(output.head(rows), picked) for rows, picked in chunks]
         return Loss(sum_of(loss.sum for loss in losses), count, {"nll": sum_of(loss.parts["nll"] for loss in losses)})
+
+    def _of(self, logits: Tensor, targets: Tensor) -> Loss:
+        if self.focal_gamma:
+            return focal(logits, targets, self.focal_gamma)
+        return cross_entropy(logits, targets, self.label_smoothing)
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
@@ -70,6 +83,28 @@ def cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], label
     nll = -scores.gather(1, targets[:, None]).sum()
     uniform = -scores.mean(dim=-1).sum()
     return Loss(torch.lerp(nll, uniform, label_smoothing), count, {"nll": nll.detach()})
+
+
+def focal(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], gamma: float) -> Loss:
+    """The focal loss of one target t, ``-(1 - p(t)) ** gamma * log p(t)`` (Lin et al. 2017, equation 4), summed.
+
+    Returns:
+        the loss, with the part ``nll``: cross-entropy, its sum with a gamma of 0.
+
+    Raises:
+        InputError: there is no target.
+    """
+    count = _count(targets)
+    hit = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    doubt = (-torch.expm1(hit)).clamp(min=torch.finfo(hit.dtype).tiny)  # at 0, the slope of a root is infinite
+    return Loss(-(doubt**gamma * hit).sum(), count, {"nll": -hit.detach().sum()})
+
+
+def squared_error(outputs: Float[Tensor, "*S"], targets: Float[Tensor, "*S"]) -> Loss:
+    """The squared error, summed; a target that is not a number carries no loss. Raises InputError if none does."""
+    marked = ~targets.isnan()
+    found = targets[marked]
+    return Loss((outputs[marked] - found).square().sum(), _count(found))
 
 
 def linear_cross_entropy(

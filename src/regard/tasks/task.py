@@ -1,6 +1,6 @@
 """What training asks of a task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from regard.core.types import Batch
 from regard.data.loader import Loader
+from regard.data.source import Rows
 
 Prepare = Callable[[Batch, torch.Generator], Batch]
 
@@ -18,6 +19,9 @@ class Task(Protocol):
 
     monitor: str
     """The metric, higher is better, by which the best checkpoint is chosen."""
+
+    sequences: tuple[str, ...]
+    """What the lengths of an example are of: source and target, say."""
 
     def configure(self, model: Any) -> Any:
         """A model's configuration with what the data decides filled in (vocabulary size, special tokens)."""
@@ -35,6 +39,22 @@ class Task(Protocol):
         """Predict held-out examples and score the answers."""
         ...
 
+    def show(self, batch: Batch) -> str:
+        """The first example of a batch as a person reads it, on one line, for an error."""
+        ...
+
+    def lengths(self, values: Sequence[Any]) -> list[tuple[int, ...]]:
+        """How many tokens each example of a file has in each of :attr:`sequences`, special tokens included."""
+        ...
+
+    def example(self, value: Any) -> Batch:
+        """One example of a file as the model would see it, with nothing left out for its length."""
+        ...
+
+    def pieces(self, name: str, row: Sequence[int], /) -> list[str]:
+        """A readable string for each number of a row of the batch's field ``name``."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write what was learnt from the data (a tokenizer), so that ``Data.open(folder)`` finds it."""
         ...
@@ -47,4 +67,12 @@ class Data(Protocol):
 
     def open(self, folder: Path | None = None) -> Task:
         """The task, with what :meth:`Task.save` wrote to ``folder``, or learning it from the data."""
+        ...
+
+    def rows(self, spec: str) -> Rows[Any]:
+        """The examples of a file, which can be hashed, and the faults in it. Raises DataError."""
+        ...
+
+    def learn(self, examples: Iterable[Any]) -> Task:
+        """The task, with what there is to learn from these examples (a tokenizer) learnt from them."""
         ...

@@ -1,7 +1,7 @@
 """Translation: pairs of texts, from files or from the embedded phrase corpus."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE, Batch
 from regard.data.collate import pad
 from regard.data.loader import Loader, plan
+from regard.data.pairs import Pair, pairs, read_pairs
 from regard.data.phrases import phrases
-from regard.data.source import Pair, read_pairs
-from regard.data.tokenize import Tokenizer, train_bpe
+from regard.data.source import Rows
+from regard.data.tokenize import Tokenizer, TokenizerKind, train_tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
 from regard.generate.front import generate
@@ -46,8 +47,8 @@ HELD_OUT = 1000
 class ParallelText:
     """What to learn translation from. Without ``train``: phrases generated from locale data.
 
-    Files are TSV, JSONL, or two aligned files with a comma between; plain or gzipped
-    (:func:`regard.data.source.read_pairs`).
+    Files are TSV, CSV, JSONL, Parquet, or two aligned files with a comma between; plain or gzipped
+    (:func:`regard.data.pairs.pairs`).
 
     Attributes:
         train: the file to learn from.
@@ -56,7 +57,8 @@ class ParallelText:
         source: the language of the sources; chooses the phrases, and the key of ``{"translation": ...}`` rows; of other
             files it is only a name.
         target: the language of the targets, likewise.
-        tokenizer: a tokenizer.json or its folder; None trains a byte-level BPE on both sides of ``train``.
+        tokenizer: a tokenizer.json or its folder; None trains one on both sides of ``train``.
+        tokenizer_kind: what is trained (:func:`regard.data.tokenize.train_tokenizer`).
         vocab_size: of the trained tokenizer.
         max_len: training pairs with more tokens than this on either side, the end token included, are left out.
         max_tokens: of a batch: source and target, padding included.
@@ -71,6 +73,7 @@ class ParallelText:
     source: str = "en"
     target: str = "fr"
     tokenizer: str | None = None
+    tokenizer_kind: TokenizerKind = "bpe"
     vocab_size: int = 8000
     max_len: int = 256
     max_tokens: int = 4096
@@ -87,7 +90,14 @@ class ParallelText:
 
     def open(self, folder: Path | None = None) -> "Translate":
         """The task, with the tokenizer in ``folder``, or with the one that this data asks for."""
-        return Translate(self, Tokenizer.load(folder) if folder else self._tokenizer())
+        return Translate(self, Tokenizer.load(folder)) if folder else self.learn(self.splits["train"])
+
+    def learn(self, examples: Iterable[Pair]) -> "Translate":
+        """The task, with the tokenizer named, or one trained on both sides of these pairs."""
+        if self.tokenizer:
+            return Translate(self, Tokenizer.load(self.tokenizer))
+        texts = (text for pair in examples for text in pair)
+        return Translate(self, train_tokenizer(self.tokenizer_kind, texts, self.vocab_size))
 
     @cached_property
     def splits(self) -> dict[str, list[Pair]]:
@@ -109,10 +119,9 @@ class ParallelText:
         """The pairs of a file, from :attr:`source` to :attr:`target`. Raises DataError."""
         return read_pairs(spec, (self.source, self.target))
 
-    def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer:
-            return Tokenizer.load(self.tokenizer)
-        return train_bpe((text for pair in self.splits["train"] for text in pair), self.vocab_size)
+    def rows(self, spec: str) -> Rows[Pair]:
+        """The pairs of a file, from :attr:`source` to :attr:`target`, and its malformed rows. Raises DataError."""
+        return pairs(spec, (self.source, self.target))
 
 
 DATA = ParallelText
@@ -121,7 +130,8 @@ DATA = ParallelText
 class Translate:
     """Pairs to batches, and sources to translations."""
 
-    monitor = "bleu"
+    monitor = "chrf"  # BLEU is 0 wherever no sentence has four words
+    sequences: tuple[str, ...] = ("source", "target")
 
     def __init__(self, data: ParallelText, tokenizer: Tokenizer) -> None:
         self.data = data
@@ -168,6 +178,18 @@ class Translate:
             "decoder_tokens": decoder_tokens,
             "targets": said,
         }
+
+    def lengths(self, values: Sequence[Pair]) -> list[tuple[int, ...]]:
+        """Tokens of source and target, with the special token that each gets."""
+        return [*sizes(self.encode(values))]
+
+    def example(self, value: Pair) -> Batch:
+        """One pair as a batch."""
+        return self.batch(self.encode([value]))
+
+    def pieces(self, _name: str, row: Sequence[int], /) -> list[str]:
+        """The text of each token; of every field, as all hold tokens."""
+        return self.tokenizer.pieces(row)
 
     def loader(self, *, seed: int, prepare: Prepare) -> Loader[Example]:
         """The training batches. Raises DataError if every pair is longer than ``max_len`` or the model's positions."""
@@ -259,6 +281,11 @@ class Translate:
                 for i, answer in zip(batch, answers, strict=True):
                     outputs[i] = self.tokenizer.decode(answer.tokens)
         return outputs
+
+    def show(self, batch: Batch) -> str:
+        """The first source of a batch, and what the decoder reads of its target."""
+        source, target = (self.tokenizer.decode(batch[name][0].tolist()) for name in ("tokens", "decoder_tokens"))
+        return f"{source!r} to {target!r}"
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""

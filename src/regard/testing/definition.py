@@ -18,7 +18,7 @@ from regard.checkpoint.load import tensors_of
 from regard.core.errors import ConfigError, InputError
 from regard.core.serial import from_json, to_json
 from regard.core.types import Batch
-from regard.testing.inputs import STREAMS, batch, draw, same, scores, streams
+from regard.testing.inputs import STREAMS, batch, draw, same, scores, streams, takes_documents
 from regard.testing.report import Failure, require
 from regard.testing.subject import Subject
 
@@ -81,14 +81,14 @@ def a_seed_fixes_every_weight(subject: Subject) -> None:
 
 
 def first_weights_follow_their_role(subject: Subject) -> None:
-    """Linear matrices have the family's spread, biases are 0, norms begin as the identity (A3)."""
+    """Linear matrices have the family's spread, times their gain; biases are 0, norms begin as the identity (A3)."""
     model = subject.exact
     tables = {id(p) for m in model.modules() if not isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
     for name, module in model.named_modules():
         bias = getattr(module, "bias", None)
         require(not isinstance(bias, Tensor) or not bias.any(), f"the bias of '{name}' does not begin at 0")
         if isinstance(module, nn.Linear) and id(module.weight) not in tables:  # tied to a table
-            _require_spread(name, module.weight, subject.family.matrices)
+            _require_spread(name, module.weight, subject.family.matrices, getattr(module, "init_gain", 1.0))
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             require(bool((module.weight == 1).all()), f"the gain of '{name}' does not begin at 1")
 
@@ -147,11 +147,11 @@ def _holds_tensor(value: Any) -> bool:
     return any(map(_holds_tensor, value)) if isinstance(value, (list, tuple, set)) else isinstance(value, Tensor)
 
 
-def _require_spread(name: str, weight: Tensor, fill: Callable[[Tensor], object]) -> None:
+def _require_spread(name: str, weight: Tensor, fill: Callable[[Tensor], object], gain: float) -> None:
     sample = torch.empty(64, *weight.shape, dtype=weight.dtype)
     for each in sample:
         fill(each)
-    expected, actual = float(sample.std()), float(weight.detach().std())
+    expected, actual = gain * float(sample.std()), float(weight.detach().std())
     limit = 6 * expected / (2 * weight.numel()) ** 0.5  # six standard errors of a sample's standard deviation
     require(
         abs(actual - expected) <= limit,
@@ -173,6 +173,9 @@ def _wrong(subject: Subject, good: Batch) -> Iterator[tuple[str, Batch]]:
         yield f"{STREAMS[name]} of another shape", {STREAMS[name]: valid[:, 1:]}
     if len(streams(subject.exact)) > 1:
         yield f"{name} of fewer rows", {name: tokens[:2], STREAMS[name]: valid[:2]}
+    if takes_documents(subject.exact):
+        yield "documents of floats", {"documents": tokens.double()}
+        yield "documents of another shape", {"documents": tokens[:, 1:]}
 
 
 def _mapped(inputs: Batch, folder: Path) -> Batch:

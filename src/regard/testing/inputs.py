@@ -39,6 +39,11 @@ def streams(model: nn.Module) -> list[str]:
     return [name for name in STREAMS if name in taken]
 
 
+def takes_documents(model: nn.Module) -> bool:
+    """Whether rows of ``model`` may pack several texts."""
+    return "documents" in inspect.signature(model.forward).parameters
+
+
 def ordinary(config: Any) -> list[int]:
     """Token ids without special meaning, at most a thousand."""
     special = {getattr(config, f"{name}_token", None) for name in ("pad", "bos", "eos")}

@@ -15,11 +15,13 @@ from regard.testing.inputs import (
     answers,
     batch,
     draw,
+    lay,
     ordinary,
     probe,
     same,
     scores,
     streams,
+    takes_documents,
     watched,
 )
 from regard.testing.report import NotApplicable, require
@@ -40,6 +42,42 @@ def padding_may_lie_anywhere(subject: Subject) -> None:
         expected = alone(model, rows)
         for layout in PADDED:
             same(answers(model, rows, layout), expected, f"{which}, {layout} padding")
+
+
+def packed_texts_are_as_alone(subject: Subject) -> None:
+    """Texts packed into one row, told apart as documents, are answered as each is alone, padded or not (C12)."""
+    if not takes_documents(subject.exact):
+        raise NotApplicable("its rows hold one text each: it takes no documents")
+    for which, model in subject.models.items():
+        rows = draw(model)
+        expected = alone(model, rows)
+        texts = rows[streams(model)[-1]]
+        tokens = torch.cat(list(texts))[None]
+        documents = torch.cat([torch.full_like(row, i) for i, row in enumerate(texts)])[None]
+        wide, valid = lay([tokens[0]], "interior")
+        spread = torch.zeros_like(wide).masked_scatter(valid, documents)
+        with torch.no_grad():
+            said = scores(model(tokens, documents=documents))[0]
+            padded = scores(model(wide, valid, documents=spread))[valid]
+        same(said, torch.cat(expected), f"{which}, packed")
+        same(padded, torch.cat(expected), f"{which}, packed, with padding between")
+
+
+def packed_texts_get_no_gradient(subject: Subject) -> None:
+    """No answer about a text has a gradient by what another in its row says (C15)."""
+    if not takes_documents(subject.exact):
+        raise NotApplicable("its rows hold one text each: it takes no documents")
+    model = subject.exact
+    inputs = batch(_square(model), "plain")
+    tokens = inputs[streams(model)[-1]]
+    half = tokens.shape[1] // 2
+    documents = (torch.arange(tokens.shape[1], device=tokens.device) >= half).long().expand_as(tokens)
+    with watched(model, inputs) as embedded:
+        probe(model(**inputs, documents=documents).hidden)[:, half:].sum().backward()
+    gradient = _gradient(next(iter(embedded.values())))
+    leak = float(gradient[:, :half].abs().max())
+    require(leak == 0, f"a text gets a gradient of up to {leak:.3g} from the next in its row, it must be 0")
+    require(bool(gradient[:, half:].any()), "a text gets no gradient at all")
 
 
 def content_of_padding_is_irrelevant(subject: Subject) -> None:
@@ -188,6 +226,8 @@ def _without_positions(subject: Subject) -> Any:
 CHECKS = (
     a_row_is_the_same_alone,
     padding_may_lie_anywhere,
+    packed_texts_are_as_alone,
+    packed_texts_get_no_gradient,
     content_of_padding_is_irrelevant,
     padding_gets_no_gradient,
     a_row_of_padding_is_harmless,

@@ -19,7 +19,7 @@ from regard.core.errors import ConfigError
 from regard.family import Family
 from regard.testing.report import NotApplicable
 
-NOISE = ("dropout", "attn_dropout", "ffn_dropout", "drop_path")
+NOISE = ("dropout", "embed_dropout", "attn_dropout", "ffn_dropout", "drop_path")
 """The names of what is random in training, wherever a configuration has it."""
 
 

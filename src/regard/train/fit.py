@@ -1,6 +1,5 @@
 """The training loop."""
 
-import copy
 import math
 import signal
 import threading
@@ -18,12 +17,15 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from regard import zoo
+from regard.blocks.residual import Stack
 from regard.checkpoint.files import replacing
-from regard.core.errors import ConfigError, TrainingError
+from regard.core.errors import ConfigError, DataError, TrainingError
 from regard.core.serial import differences, to_json
-from regard.core.types import Batch
+from regard.core.types import IGNORE, Batch
 from regard.objectives.objective import Objective
 from regard.tasks.task import Task
+from regard.train.average import Average
+from regard.train.freeze import depths, freeze, thaw
 from regard.train.optimize import build_optimizer
 from regard.train.precision import PrecisionName, autocast, keep_few_kernels, resolve
 from regard.train.recipe import Recipe, load_recipe, save_recipe
@@ -84,53 +86,70 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def ended(recipe: Recipe, progress: Progress) -> bool:
+    """Whether the last step was taken, the time is up, or there was nothing better for too long."""
+    timed_out = recipe.max_minutes is not None and progress.seconds > 60 * recipe.max_minutes
+    return progress.step >= recipe.num_steps or timed_out or 0 < recipe.patience <= progress.stale
+
+
+def build_model(recipe: Recipe, device: torch.device) -> nn.Module:
+    """The model to train, with its parts frozen, recomputed and compiled as the recipe says; raises ConfigError."""
+    model = zoo.build(recipe.model, seed=recipe.seed, device=device).train()
+    freeze(model, recipe.freeze)
+    for stack in [module for module in model.modules() if isinstance(module, Stack)]:
+        stack.recompute = recipe.recompute
+        if recipe.compile:
+            for block in stack.blocks:
+                block.compile(dynamic=True)  # batches hardly ever repeat a shape
+    return model
+
+
 class Run:
     """A run under way: the model, its average, the optimiser, the data, and how far they have come."""
 
     def __init__(self, recipe: Recipe, task: Task, out: Path) -> None:
         self.recipe, self.task, self.out, self.device = recipe, task, out, default_device()
-        self.model = zoo.build(recipe.model, seed=recipe.seed, device=self.device).train()
-        self.average = copy.deepcopy(self.model).eval() if recipe.average else self.model
+        self.model = build_model(recipe, self.device)
+        self.average = Average(self.model, recipe.average)
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
+        self.depths = {part: depth for part, depth in depths(self.model).items() if part.requires_grad}
         self.loader = task.loader(seed=recipe.seed, prepare=recipe.objective.prepare)
         self.progress = Progress(loader=self.loader.state())
         task.validation()  # what is wrong with it is said now, not after the first hours
 
     def train(self, watch: Watch, stop: threading.Event) -> Progress:
-        """Step until the last step, the time limit or ``stop``."""
+        """Step until the run has ended (:func:`ended`), or ``stop``."""
         recipe, progress = self.recipe, self.progress
         clock = time.perf_counter() - progress.seconds
         batches = iter(self.loader)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         watch.say(f"{parameters:,} parameters on {self.device}, from step {progress.step} to {recipe.num_steps}")
         with closing(Log(self.out / "log.jsonl", progress.log_bytes)) as log:
-            while not self.ended() and not stop.is_set():
+            while not ended(recipe, progress) and not stop.is_set():
                 self.step(batches)
                 progress.seconds = time.perf_counter() - clock
                 watch.advance(progress.step)
-                if self.ended() or progress.step % recipe.log_every == 0:
+                if ended(recipe, progress) or progress.step % recipe.log_every == 0:
                     self.record(self.summary(), log, watch)
-                if self.ended() or progress.step % recipe.valid_every == 0:
+                if ended(recipe, progress) or progress.step % recipe.valid_every == 0:
                     self.validate(log, watch)
                     progress.seconds = time.perf_counter() - clock
                     self.save(log)
-            if not self.ended():
+            if not ended(recipe, progress):
                 self.save(log)
-                watch.say(f"stopped at step {progress.step} and saved; the run can be resumed")
+                watch.say(f"stopped at step {progress.step} and saved; go on with: regard train {self.out} --resume")
+            elif 0 < recipe.patience <= progress.stale:
+                watch.say(f"ended at step {progress.step}: no better in {progress.stale} validations")
         return progress
-
-    def ended(self) -> bool:
-        """Whether the last step was taken, or the time is up."""
-        limit = self.recipe.max_minutes
-        return self.progress.step >= self.recipe.num_steps or (limit is not None and self.progress.seconds > 60 * limit)
 
     def step(self, batches: Iterator[Batch]) -> None:
         """One optimiser step on the mean loss over all targets of the next batches."""
         recipe, progress = self.recipe, self.progress
         began = time.perf_counter()
         progress.step += 1
-        drawn = islice(batches, recipe.accumulate)
-        totals = accumulate(self.model, recipe.objective, drawn, self.device, recipe.precision)
+        if recipe.unfreeze_every:
+            thaw(self.depths, recipe.unfreeze_every, progress.step)
+        totals = accumulate(self.model, recipe.objective, self.draw(batches), self.device, recipe.precision)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = float(get_total_norm(gradients)) / totals["targets"]
         if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
@@ -140,17 +159,28 @@ class Run:
             )
         shrink = min(1.0, recipe.clip_norm / norm) if recipe.clip_norm and norm else 1.0
         torch._foreach_mul_(gradients, shrink / totals["targets"])
+        if recipe.clip_value:
+            torch._foreach_clamp_min_(gradients, -recipe.clip_value)
+            torch._foreach_clamp_max_(gradients, recipe.clip_value)
         lr = recipe.schedule(progress.step, recipe.num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if recipe.average:
-            decay = min(recipe.average, progress.step / (progress.step + 10))
-            update_average(self.average, self.model, decay)
+        self.average.step(progress.step)
         progress.loader = self.loader.state()
         totals |= {"steps": 1, "grad_norm": norm, "seconds": time.perf_counter() - began}
         progress.window = {name: progress.window.get(name, 0) + value for name, value in totals.items()}
+
+    def draw(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of one step. Raises DataError for one in which no target carries loss, with an example."""
+        for batch in islice(batches, self.recipe.accumulate):
+            if "targets" in batch and not (batch["targets"] != IGNORE).any():
+                raise DataError(
+                    f"step {self.progress.step}: every target is masked in batch {self.loader.index} of epoch "
+                    f"{self.loader.epoch}, which begins with {self.task.show(batch):.300}"
+                )
+            yield batch
 
     def summary(self) -> dict[str, float]:
         """The log's line for the steps since the last one."""
@@ -169,19 +199,21 @@ class Run:
     @torch.no_grad()
     def validate(self, log: Log, watch: Watch) -> None:
         """Measure the averaged weights on held-out data, and keep them if they are the best so far."""
-        self.average.eval()
+        self.average.validated()
+        model = self.average.model.eval()
         sums: Counter[str] = Counter()
         for batch in self.task.validation():
-            loss = self.recipe.objective.loss(self.average, to(batch, self.device))
+            loss = self.recipe.objective.loss(model, to(batch, self.device))
             parts = {"loss": loss.sum, "targets": loss.count, **loss.parts}
             sums.update({name: float(value) for name, value in parts.items()})
         metrics = {f"valid_{name}": value / sums["targets"] for name, value in sums.items() if name != "targets"}
-        metrics |= self.task.metrics(self.average)
+        metrics |= self.task.metrics(model)
         self.model.train()
         self.record({"step": self.progress.step, **metrics, "seconds": self.progress.seconds}, log, watch)
-        best = self.progress.best
-        if best is None or metrics[self.task.monitor] >= best:
-            self.progress.best = metrics[self.task.monitor]
+        score, best = metrics[self.task.monitor], self.progress.best
+        self.progress.stale = 0 if best is None or score > best else self.progress.stale + 1
+        if best is None or score >= best:
+            self.progress.best = score
             with replacing(self.out / "best") as folder:
                 self.write_model(folder)
 
@@ -195,19 +227,19 @@ class Run:
         self.progress.log_bytes = log.sync()
         with replacing(self.out / "last") as folder:
             self.write_model(folder)
-            save_state(folder, self.progress, self.model, self.optimizer)
+            save_state(folder, self.progress, self.model, self.optimizer, self.average)
 
     def write_model(self, folder: Path) -> None:
         """The averaged weights as a checkpoint that :func:`regard.load` reads, with the tokenizer."""
-        zoo.save(self.average, folder)
+        zoo.save(self.average.model, folder)
         self.task.save(folder)
 
     def restore(self) -> None:
         """Go on from last/."""
         folder = self.out / "last"
         if self.recipe.average:
-            self.average.load_state_dict(zoo.load(folder, device=self.device).state_dict())
-        self.progress = load_state(folder, self.model, self.optimizer)
+            self.average.model.load_state_dict(zoo.load(folder, device=self.device).state_dict())
+        self.progress = load_state(folder, self.model, self.optimizer, self.average)
         self.loader.restore(self.progress.loader)
 
 
@@ -224,18 +256,10 @@ def accumulate(
         with autocast(precision, device):
             loss = objective.loss(model, to(batch, device))
         loss.sum.backward()
-        tokens = batch["valid"].sum() + loss.count
-        sums = {"loss": loss.sum.detach(), "targets": loss.count, "tokens": tokens, **loss.parts}
+        read = int(batch["valid"].sum()) if "valid" in batch else 0  # by an encoder; a decoder alone reads what it says
+        sums = {"loss": loss.sum.detach(), "targets": loss.count, "tokens": read + loss.count, **loss.parts}
         totals = {name: totals.get(name, 0) + float(value) for name, value in sums.items()}
     return totals
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move every averaged weight ``1 - decay`` of the way to the model's (Kingma & Ba 2015, 7.2); copy the buffers."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for mean, buffer in zip(average.buffers(), model.buffers(), strict=True):
-        mean.copy_(buffer)
 
 
 def to(batch: Batch, device: torch.device) -> Batch:

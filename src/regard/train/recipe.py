@@ -34,12 +34,21 @@ class Recipe:
         schedule: the learning rate as a function of the step.
         num_steps: optimiser steps.
         accumulate: batches to a step; their losses are averaged over all their targets.
-        clip_norm: the largest norm a gradient may have; 0 = any.
-        average: decay of the moving average of the weights, which is what is validated and kept; 0 = none.
+        clip_norm: the largest norm that the gradient may have; 0 = any.
+        clip_value: the largest size that each of its components may then have; 0 = any.
+        average: what is validated and kept is an average of the weights: below 1, a moving one with this decay; from 2,
+            the mean over so many validations, the last ones (:class:`regard.train.average.Average`); 0 = none.
+        freeze: names of the model's parts that do not learn, such as ``encoder`` or ``*.ffn.*``.
+        unfreeze_every: steps until the next block below learns too, from the last on
+            (:func:`regard.train.freeze.thaw`); 0 = all learn from the start.
+        recompute: save memory by running every so many blocks twice (:class:`regard.blocks.residual.Stack`); 1 = all,
+            0 = none.
+        compile: compile the model's blocks with torch.compile, which takes a minute and saves time in long runs.
         precision: ``bfloat16`` multiplies matrices in it and keeps weights, norms and the loss in float32; ``auto``
             does so where the hardware can.
         log_every: steps between lines of the log.
         valid_every: steps between validations, which also save.
+        patience: stop after so many validations in a row without a better metric; 0 = never.
         max_minutes: stop, validated and saved, when training has taken this long; None = never.
         seed: of weights, data order and dropout.
     """
@@ -52,10 +61,16 @@ class Recipe:
     num_steps: int = 10_000
     accumulate: int = 1
     clip_norm: float = 1.0
+    clip_value: float = 0.0
     average: float = 0.999
+    freeze: tuple[str, ...] = ()
+    unfreeze_every: int = 0
+    recompute: int = 0
+    compile: bool = False
     precision: PrecisionName = "auto"
     log_every: int = 50
     valid_every: int = 500
+    patience: int = 0
     max_minutes: float | None = None
     seed: int = 0
 
@@ -63,14 +78,33 @@ class Recipe:
         for name in ("num_steps", "accumulate", "log_every", "valid_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        if not 0 <= self.average < 1:
-            raise ConfigError(f"average {self.average} must be at least 0 and less than 1")
-        if not 0 <= self.clip_norm < math.inf:
-            raise ConfigError(f"clip_norm {self.clip_norm} must be a number from 0; 0 does not clip")
+        for name in ("unfreeze_every", "recompute", "patience"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 0")
+        if not 0 <= self.average < 1 and not (self.average >= 2 and float(self.average).is_integer()):
+            raise ConfigError(
+                f"average {self.average} must be a decay, at least 0 and less than 1, or a number of validations from 2"
+            )
+        if self.compile and self.recompute:
+            raise ConfigError(
+                "compile and recompute exclude each other: what is compiled decides itself what to recompute"
+            )
+        for name in ("clip_norm", "clip_value"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} {getattr(self, name)} must be a number from 0; 0 does not clip")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ConfigError(f"max_minutes {self.max_minutes} must be above 0")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} must lie between 0 and {2**63 - 1}")
+
+
+USUAL = {
+    "--data": "--data.train", "--train": "--data.train", "--valid": "--data.valid", "--lr": "--schedule.lr",
+    "--learning-rate": "--schedule.lr", "--warmup": "--schedule.warmup", "--steps": "--num-steps",
+    "--epochs": "--num-steps", "--batch-size": "--data.max-tokens", "--dropout": "--model.dropout",
+    "--weight-decay": "--optimizer.weight-decay", "--model.layers": "--model.num-encoder-layers",
+}  # fmt: skip
+"""What other programs call some options, and what they are called here."""
 
 
 def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train") -> Recipe:
@@ -87,7 +121,8 @@ def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")
         if name.startswith("--") and name != "--help" and name.replace("--no-", "--").replace(".no-", ".") not in known:
-            raise ConfigError(f"no option '{name}'{did_you_mean(name, known)}")
+            meant = f" (did you mean '{USUAL[name]}'?)" if USUAL.get(name) in known else did_you_mean(name, known)
+            raise ConfigError(f"no option '{name}'{meant}; '{prog} --help' lists them")
     kind = _kind(type(recipe.model), type(recipe.data))  # type: ignore[arg-type]  # mypy: a class with no hash?
     default = kind(**{each.name: getattr(recipe, each.name) for each in fields(recipe)})
     complaint = io.StringIO()

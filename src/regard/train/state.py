@@ -1,7 +1,7 @@
 """Where a run stands, on disk: checkpoints that are whole or not there, from which training goes on bit for bit."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from regard.checkpoint.files import load_tensors, save_tensors, settle
 from regard.checkpoint.load import tensors_of
 from regard.core.errors import CheckpointError, ConfigError, TrainingError
 from regard.core.serial import load_json, to_json
+from regard.train.average import Average
 
 WEIGHTS, PROGRESS = "training.safetensors", "training.json"
 
@@ -28,6 +29,7 @@ class Progress:
         window: sums since the last line of the log.
         log_bytes: length of the log.
         best: the monitored metric of the best checkpoint.
+        stale: validations since that metric last rose.
     """
 
     loader: dict[str, int]
@@ -36,13 +38,17 @@ class Progress:
     window: dict[str, float] = field(default_factory=dict)
     log_bytes: int = 0
     best: float | None = None
+    stale: int = 0
 
 
-def save_state(folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write training.safetensors (weights in training, optimiser, random state) and training.json."""
+def save_state(
+    folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average
+) -> None:
+    """Write training.safetensors (weights in training, optimiser, average, random state) and training.json."""
     tensors = {f"model.{name}": value for name, value in tensors_of(model).items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in values.items()}
+    tensors |= {f"average.{name}": value for name, value in average.state().items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -51,8 +57,8 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, optimizer: to
 
 
 @torch.no_grad()
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put everything back as :func:`save_state` found it.
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> Progress:
+    """Put everything back as :func:`save_state` found it; the averaged weights themselves are the caller's to load.
 
     Raises:
         CheckpointError: the files are missing, damaged, or of another model.
@@ -72,12 +78,16 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, key = name.split(".", 2)
-            moments.setdefault(int(i), {})[key] = value
+    for name, value in _below("optimizer.", tensors).items():
+        i, key = name.split(".", 1)
+        moments.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    average.restore(_below("average.", tensors))
     return progress
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager
@@ -105,4 +115,9 @@ def claim(run: Path, *, resume: bool) -> Iterator[bool]:
             raise TrainingError(f"{run}: the folder is not empty; --resume goes on with its run, --out names another")
         if held and not (run / "recipe.json").exists():
             raise TrainingError(f"{run}: the folder holds no run to resume; name another folder")
-        yield (run / "last" / WEIGHTS).exists()
+        try:
+            yield (run / "last" / WEIGHTS).exists()
+        finally:
+            if not held and all(path.name == ".lock" for path in run.iterdir()):  # nothing came of it
+                (run / ".lock").unlink()
+                run.rmdir()

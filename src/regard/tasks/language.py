@@ -1,0 +1,282 @@
+"""Language modelling: to go on with a text, learnt from files of plain text or from Python's language reference."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from regard.blocks.packed import pack
+from regard.core.errors import ConfigError, DataError, InputError
+from regard.core.types import Batch
+from regard.data.cache import Rows as TokenRows
+from regard.data.loader import Loader, plan
+from regard.data.pack import Document, Stream, packed
+from regard.data.source import Rows, documents, values, whole
+from regard.data.tokenize import Tokenizer, TokenizerKind, train_tokenizer
+from regard.generate.beam import Beam
+from regard.generate.decode import Pick, check_limits, greedy
+from regard.generate.front import generate
+from regard.objectives.supervise import Supervise
+from regard.tasks.task import Prepare
+
+HELD_OUT = 20
+"""One text in so many validates, or of fewer texts than that, the last of so many parts of each."""
+
+WRITTEN = 100
+"""How many tokens an answer has unless more or fewer are asked for."""
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """What to learn to write from. Without ``train``: the reference of the Python language, as Python carries it.
+
+    Files are UTF-8, plain or gzipped; of several, write commas between.
+
+    Attributes:
+        train: the files to learn from.
+        valid: the files to watch training by; None holds out a twentieth of ``train``.
+        test: the files to report on.
+        documents: what one text is: a whole file, or what stands between blank lines.
+        separate: whether texts that share a row are kept apart; else later ones see earlier ones, as in GPT-3.
+        tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
+        tokenizer_kind: of the trained tokenizer; see :func:`regard.data.tokenize.train_tokenizer`.
+        vocab_size: of the trained tokenizer.
+        seq_len: tokens in a row; a longer text is cut.
+        max_tokens: of a batch.
+    """
+
+    task: ClassVar[str] = "language"
+
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    documents: Literal["file", "paragraph"] = "file"
+    separate: bool = True
+    tokenizer: str | None = None
+    tokenizer_kind: TokenizerKind = "bpe"
+    vocab_size: int = 2000
+    seq_len: int = 256
+    max_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.train is None and (self.valid or self.test):
+            raise ConfigError("data.valid and data.test need data.train; without it Python's reference is all three")
+        for name in ("seq_len", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} {getattr(self, name)} must be at least 1")
+
+    def open(self, folder: Path | None = None) -> "Language":
+        """The task, with the tokenizer in ``folder``, or with the one that this data asks for."""
+        return Language(self, Tokenizer.load(folder)) if folder else self.learn(self.splits["train"])
+
+    def learn(self, examples: Iterable[str]) -> "Language":
+        """The task, with the tokenizer named, or one trained on these texts."""
+        if self.tokenizer:
+            return Language(self, Tokenizer.load(self.tokenizer))
+        return Language(self, train_tokenizer(self.tokenizer_kind, examples, self.vocab_size))
+
+    @cached_property
+    def splits(self) -> dict[str, list[str]]:
+        """The texts of train, valid and test; the last is empty where no file is named. Raises DataError."""
+        texts = python_reference() if self.train is None else self.read(self.train)
+        train, valid = (texts, self.read(self.valid)) if self.valid else hold_out(texts)
+        if not train or not valid:
+            raise DataError(f"{self.train}: too short to hold some of it out; name another file as data.valid")
+        return {"train": train, "valid": valid, "test": self.read(self.test) if self.test else []}
+
+    def read(self, spec: str) -> list[str]:
+        """The texts of the files. Raises DataError."""
+        found = [text for text in values(self.rows(spec)) if text.strip()]
+        if not found:
+            raise DataError(f"{spec}: there is no text but blanks in it")
+        return found
+
+    def rows(self, spec: str) -> Rows[str]:
+        """The texts of the files, and the lines that are no text. Raises DataError."""
+        texts = documents if self.documents == "paragraph" else whole
+        return chain.from_iterable(map(texts, [spec] if Path(spec).exists() else spec.split(",")))
+
+
+DATA = PlainText
+
+
+def python_reference() -> list[str]:
+    """What ``help()`` knows: the chapters of the reference of this Python, each paragraph once, without the tables."""
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    texts = []
+    for topic in topics.values():
+        new = [each for each in topic.split("\n\n") if each not in seen and "+--" not in each]
+        seen.update(new)
+        texts.append("\n\n".join(new))
+    return [text for text in texts if text.strip()]
+
+
+def hold_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The texts to learn from and those to validate by: one in twenty, or the last twentieth of each few texts."""
+    if len(texts) >= HELD_OUT:
+        return [text for i, text in enumerate(texts) if i % HELD_OUT], list(texts[::HELD_OUT])
+    split = [text.splitlines(keepends=True) for text in texts]
+    cuts = [len(each) - len(each) // HELD_OUT for each in split]
+    parts = [("".join(each[:cut]), "".join(each[cut:])) for each, cut in zip(split, cuts, strict=True)]
+    return [first for first, _ in parts if first], [last for _, last in parts if last]
+
+
+class Language:
+    """Texts to rows of tokens, and beginnings to what follows."""
+
+    monitor = "log_likelihood"
+    sequences: tuple[str, ...] = ("text",)
+
+    def __init__(self, data: PlainText, tokenizer: Tokenizer) -> None:
+        self.data = data
+        self.tokenizer = tokenizer
+        self.start = [] if tokenizer.bos is None else [tokenizer.bos]
+
+    def configure(self, model: Any) -> Any:
+        """The configuration with the tokenizer's size and special tokens. Raises ConfigError if it is too small."""
+        size = model.vocab_size or len(self.tokenizer)
+        if size < len(self.tokenizer):
+            raise ConfigError(
+                f"model.vocab_size {size} is less than the tokenizer's {len(self.tokenizer)}; 0 follows it"
+            )
+        if model.max_seq_len < self.data.seq_len:
+            raise ConfigError(
+                f"data.seq_len {self.data.seq_len} is more than the model's {model.max_seq_len} positions; "
+                "raise model.max_seq_len, or lower data.seq_len"
+            )
+        special = {"pad_token": self.tokenizer.pad, "bos_token": self.tokenizer.bos, "eos_token": self.tokenizer.eos}
+        return replace(model, vocab_size=size, **special)
+
+    def encode(self, texts: Sequence[str]) -> TokenRows:
+        """The tokens of each text, between its start, if there is one, and its end."""
+        coded = [[*self.start, *tokens, self.tokenizer.eos] for tokens in self.tokenizer.encode_batch(texts)]
+        tokens = np.fromiter(chain.from_iterable(coded), np.uint32)
+        return TokenRows(tokens, np.cumsum([0, *map(len, coded)]))
+
+    def cut(self, texts: Sequence[str]) -> Stream:
+        """The texts end to end, cut into rows: of each is read start, t1, t2 ..., and to be said t1, t2 ... end."""
+        return Stream(self.encode(texts), self.data.seq_len)
+
+    def batch(self, rows: Sequence[Sequence[Document]]) -> Batch:
+        """Rows as one; ``documents`` only where a row holds several texts, as attention is faster without.
+
+        The model is not told of padding: it lies behind every row, where no causal query sees it.
+        """
+        made = packed(rows, self.tokenizer.pad)
+        del made["valid"]
+        if not self.data.separate or all(len(row) == 1 for row in rows):
+            del made["documents"]
+        return made
+
+    def lengths(self, values: Sequence[str]) -> list[tuple[int, ...]]:
+        """Tokens of each text, with the special tokens that it gets."""
+        return [(len(self.start) + len(tokens) + 1,) for tokens in self.tokenizer.encode_batch(values)]
+
+    def example(self, value: str) -> Batch:
+        """One text as a batch of the rows that it is cut into."""
+        rows = self.cut([value])
+        return self.batch([rows[i] for i in range(len(rows))])
+
+    def pieces(self, _name: str, row: Sequence[int], /) -> list[str]:
+        """The text of each token; of every field, as all hold tokens."""
+        return self.tokenizer.pieces(row)
+
+    def loader(self, *, seed: int, prepare: Prepare) -> Loader[Any]:
+        """The training batches."""
+        rows = self.cut(self.data.splits["train"])
+        return Loader(rows, rows.sizes, self.batch, max_tokens=self.data.max_tokens, seed=seed, prepare=prepare)
+
+    def validation(self) -> Sequence[Batch]:
+        """The held-out rows in batches of the same size as training's."""
+        return self._validation
+
+    @cached_property
+    def _validation(self) -> list[Batch]:
+        return self.batches(self.data.splits["valid"])
+
+    def batches(self, texts: Sequence[str]) -> list[Batch]:
+        """Texts as batches, always the same."""
+        rows = self.cut(texts)
+        return [self.batch([rows[i] for i in chosen]) for chosen in plan(rows.sizes, self.data.max_tokens)]
+
+    def metrics(self, model: nn.Module) -> dict[str, float]:
+        """How well the model expects the held-out texts; see :meth:`score`."""
+        return self.score(model, self.data.splits["valid"], self.validation())
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, texts: Sequence[str], batches: Sequence[Batch] | None = None) -> dict[str, float]:
+        """How well the model expects ``texts``.
+
+        Args:
+            model: a model that learnt with this tokenizer.
+            texts: any.
+            batches: the texts as batches, where they are known.
+
+        Returns:
+            ``log_likelihood`` of a token, in nats, the end of each text included; ``perplexity``, its exponential
+            turned round; and ``bits_per_byte`` of UTF-8, which compares models whatever their tokens.
+        """
+        device = next(model.parameters()).device
+        nll, count = 0.0, 0
+        for batch in self.batches(texts) if batches is None else batches:
+            loss = Supervise(0.0).loss(model, {name: value.to(device) for name, value in batch.items()})
+            nll, count = nll + float(loss.sum), count + int(loss.count)
+        size = sum(len(text.encode()) for text in texts)
+        return {
+            "log_likelihood": -nll / count,
+            "perplexity": math.exp(min(nll / count, 700)),
+            "bits_per_byte": nll / math.log(2) / size,
+        }
+
+    def predict(
+        self, model: Any, texts: Sequence[str], method: Pick | Beam = greedy, max_tokens: int | None = None
+    ) -> Iterator[str]:
+        """What follows each text, in order, as it becomes known.
+
+        Args:
+            model: a model that learnt with this tokenizer.
+            texts: beginnings.
+            method: how to choose: ``greedy``, ``sample(seed)`` or ``Beam(...)``.
+            max_tokens: of an answer; 100 unless given; never more than the model has positions for.
+
+        Raises:
+            InputError: a text leaves the model no position to write at.
+            ConfigError: ``max_tokens`` leaves nothing to write.
+        """
+        if max_tokens is not None:
+            check_limits(0, max_tokens)
+        fast: Any = pack(model)
+        device = next(model.parameters()).device
+        for number, row in enumerate(self.tokenizer.encode_batch(texts), start=1):
+            prompt = [*self.start, *row]
+            room = model.config.max_seq_len - len(prompt)
+            if room < 1 or not prompt:
+                raise InputError(
+                    f"text {number} has {len(prompt)} tokens, the model {model.config.max_seq_len} positions; "
+                    f"give it {'a shorter one' if prompt else 'one that is not empty'}"
+                )
+            (answer,) = generate(
+                fast,
+                torch.tensor([prompt], device=device),
+                method=method,
+                stop=[self.tokenizer.eos],
+                max_tokens=min(max_tokens or WRITTEN, room),
+            )
+            yield self.tokenizer.decode(answer.tokens)
+
+    def show(self, batch: Batch) -> str:
+        """The first row of a batch."""
+        return repr(self.tokenizer.decode(batch["tokens"][0].tolist()))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.tokenizer.save(folder)
