@@ -346,3 +346,17 @@ def test_convert_writes_into_no_run_and_says_when_there_is_no_tokenizer(capsys, 
 def test_check_wants_some_section(capsys, tiny_run):
     assert "name some sections" in refusal(capsys, "check", tiny_run, "--sections", "")
     assert "A" in printed(capsys, "check", tiny_run, "--sections", "A,")
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("--data", "--data.train"), ("--lr", "--schedule.lr"), ("--epochs", "--num-steps"), ("--num-step", "--num-steps")],
+)
+def test_what_others_call_an_option_is_understood(capsys, option, meant):
+    message = refusal(capsys, "train", "translate", option, "1")
+    assert f"no option '{option}' (did you mean '{meant}'?); 'regard train translate --help' lists them" in message
+
+
+def test_a_refused_training_leaves_nothing_behind(capsys, tmp_path):
+    refusal(capsys, "train", "translate", "--data.train", tmp_path / "gone.tsv", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import regard
 from regard import zoo
-from regard.attention.position import sinusoid_table
+from regard.attention.mask import Window
+from regard.attention.position import ALiBi, sinusoid_table
 from regard.checkpoint.keymap import Rule, to_theirs
 from regard.core.errors import CheckpointError, ConfigError, InputError
 from regard.core.types import Index
@@ -396,3 +398,21 @@ def test_a_place_that_does_not_exist_is_an_error(tmp_path: Path, options: dict[s
     zoo.save(small(), tmp_path)
     with pytest.raises(ConfigError, match=says):
         zoo.load(tmp_path, **options)
+
+
+def test_a_swapped_part_is_not_lost_by_saving(tmp_path: Path) -> None:
+    for name, part in (("mask", Window(1, 1)), ("positions", ALiBi(2)), ("scale", 1.0)):
+        model = small()
+        setattr(model.encoder.blocks[0].attention.mix, name, part)
+        with pytest.raises(
+            CheckpointError, match=r"another encoder\.blocks\.0\.attention\.mix.* than its configuration"
+        ):
+            zoo.save(model, tmp_path / "swapped")
+    assert not (tmp_path / "swapped").exists()
+    with pytest.raises(ConfigError, match="save takes a model, not dict"):
+        zoo.save({}, tmp_path / "swapped")  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(InputError, match="prompt is str, not a tensor of token ids"):
+        regard.generate(small(), "the red cat")  # type: ignore[arg-type]
