@@ -16,11 +16,12 @@ from regard import zoo
 from regard.attention.attention import Attention
 from regard.attention.mask import EVERYTHING, Causal
 from regard.attention.position import PositionScheme
+from regard.blocks.decoding import StackDecoding
 from regard.core.errors import CheckpointError, ConfigError
 from regard.core.types import Loss, Output
 from regard.generate.front import generate
 from regard.models import gpt2
-from regard.models.transformer import FAMILY, Transformer, TransformerConfig, TransformerDecoding, from_hf, keymap
+from regard.models.transformer import FAMILY, Transformer, TransformerConfig, from_hf, keymap
 from regard.testing import CHECKS, Report, Row, Subject, check_model
 from regard.testing import generation as generation_checks
 from regard.testing import persistence as persistence_checks
@@ -87,7 +88,7 @@ def ignoring(*names: str) -> Callable[..., nn.Module]:
             given = {"valid": valid, "decoder_valid": decoder_valid} | dict.fromkeys(names)
             return super().forward(tokens, decoder_tokens=decoder_tokens, **given)
 
-        def begin(self, *, tokens: Tensor, valid: Any = None, max_len: Any = None) -> TransformerDecoding:
+        def begin(self, *, tokens: Tensor, valid: Any = None, max_len: Any = None) -> StackDecoding:
             return super().begin(tokens=tokens, valid=None if "valid" in names else valid)
 
     return Mutant
@@ -190,18 +191,20 @@ def look_at_numbers(hidden: Tensor, _: dict[str, Tensor]) -> Tensor:
 
 def decoding(**methods: Any) -> Callable[..., nn.Module]:
     """Decodes by a broken decoding."""
-    broken = type("BrokenDecoding", (TransformerDecoding,), methods)
+    broken = type("BrokenDecoding", (StackDecoding,), methods)
 
     class Mutant(Transformer):
-        def begin(self, *, tokens: Tensor, valid: Any = None, max_len: Any = None) -> TransformerDecoding:
-            return broken(self, *self.encode(tokens, valid))
+        def begin(self, *, tokens: Tensor, valid: Any = None, max_len: Any = None) -> StackDecoding:
+            found = super().begin(tokens=tokens, valid=valid, max_len=max_len)
+            found.__class__ = broken
+            return found
 
     return Mutant
 
 
-def feed_from_the_start(self: TransformerDecoding, tokens: Tensor, valid: Any = None) -> Tensor:
+def feed_from_the_start(self: StackDecoding, tokens: Tensor, valid: Any = None) -> Tensor:
     self.index = None
-    return TransformerDecoding.feed(self, tokens, valid)
+    return StackDecoding.feed(self, tokens, valid)
 
 
 # Parts of the library that are broken ------------------------------------------------------------------------------
@@ -273,6 +276,12 @@ def lenient_load(load: Any) -> Any:
             return zoo.build(CONFIG)
 
     return loads
+
+
+def doubled(model: Any) -> Any:
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    return model
 
 
 def crashing(load: Any) -> Any:
@@ -361,17 +370,17 @@ MUTANTS: dict[str, Callable[[Patch], Subject]] = {
     "tied_weights_stay_tied": with_untied_head,
     "cached_equals_whole": model(decoding(feed=feed_from_the_start)),
     "padded_chunks_equal_whole": model(
-        decoding(feed=lambda self, tokens, valid=None: TransformerDecoding.feed(self, tokens))
+        decoding(feed=lambda self, tokens, valid=None: StackDecoding.feed(self, tokens))
     ),
     "caches_follow_their_rows": model(
-        decoding(reorder=lambda self, rows: TransformerDecoding.reorder(self, rows.sort().values))
+        decoding(reorder=lambda self, rows: StackDecoding.reorder(self, rows.sort().values))
     ),
     "greedy_is_the_same_alone": model(ignoring("valid")),
     "beam_of_one_is_greedy": patched(
         generation_checks, "greedy", lambda _: lambda logits, rows, count: logits.topk(2).indices[:, 1]
     ),
-    "scores_are_log_probabilities": model(decoding(feed=lambda self, *fed: TransformerDecoding.feed(self, *fed) * 2)),
-    "a_full_beam_is_exhaustive": model(decoding(feed=lambda self, *fed: -TransformerDecoding.feed(self, *fed))),
+    "scores_are_log_probabilities": model(decoding(feed=lambda self, *fed: StackDecoding.feed(self, *fed) * 2)),
+    "a_full_beam_is_exhaustive": model(decoding(feed=lambda self, *fed: -StackDecoding.feed(self, *fed))),
     "sampling_ignores_neighbours": patched(generation_checks, "sample", chance),
     "cold_sampling_is_greedy": patched(
         generation_checks, "temperature", lambda _: lambda value: lambda tokens, logits: logits
@@ -379,7 +388,9 @@ MUTANTS: dict[str, Callable[[Patch], Subject]] = {
     "lengths_and_stops_hold": patched(
         generation_checks, "generate", lambda _: lambda *args, **options: generate(*args, **{**options, "stop": ()})
     ),
-    "saving_and_loading_is_exact": model(changed(lambda hidden, _: hidden * 2)),
+    "saving_and_loading_is_exact": patched(
+        zoo, "load", lambda load: lambda *args, **options: doubled(load(*args, **options))
+    ),
     "every_type_is_kept": patched(
         zoo, "load", lambda load: lambda folder, dtype=None, device=None: load(folder, dtype=torch.float32)
     ),
@@ -407,6 +418,7 @@ def test_a_broken_promise_is_a_failure(name: str, monkeypatch: Patch) -> None:
         row = run_check(NAMES[name], "X", subject)
     assert row.status == "failed", row
     assert row.reason
+    assert "raises TypeError" not in row.reason, "the mutant is broken in another way than it should be"
 
 
 # The runner ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from torch import nn
 
 from regard.blocks.init import Initializer, embedding, xavier
 from regard.checkpoint.keymap import Rule
+from regard.core.errors import ConfigError
+from regard.core.serial import check_fields
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,33 @@ class Family:
     sizes: Mapping[str, Any] = field(default_factory=dict)
     matrices: Initializer = xavier
     embeddings: Initializer = embedding
+
+
+_SHARES = ("dropout", "attn_dropout", "ffn_dropout", "embed_dropout", "drop_path")
+_SIZES = ("embed_dim", "ffn_dim", "num_heads", "num_layers", "num_encoder_layers", "num_decoder_layers", "max_seq_len")
+_TOKENS = ("pad_token", "bos_token", "eos_token")
+
+
+def check_config(config: Any) -> None:
+    """What the names of :class:`Family` configurations' fields promise, of those that this one has.
+
+    Raises:
+        ConfigError: a value of another type than its field says, a size below 1, a share that is none, a width that
+            does not divide into heads, or a special token outside the vocabulary (of 0, which is not known yet, none).
+    """
+    check_fields(config)
+    has = vars(config)
+    for name in (name for name in _SIZES if name in has):
+        most = 10_000 if name.endswith("layers") else 2**31
+        if not 1 <= has[name] <= most:
+            raise ConfigError(f"{name} must lie between 1 and {most:,}, not {has[name]}")
+    for name in (name for name in _SHARES if name in has):
+        if not 0 <= has[name] < 1:
+            raise ConfigError(f"{name} must be at least 0 and less than 1, not {has[name]}")
+    if not 0 < config.norm_eps < 1:
+        raise ConfigError(f"norm_eps must be above 0 and less than 1, not {config.norm_eps}")
+    if config.embed_dim % config.num_heads:
+        raise ConfigError(f"embed_dim {config.embed_dim} does not divide into {config.num_heads} heads")
+    for name in _TOKENS:
+        if config.vocab_size and has[name] is not None and not 0 <= has[name] < config.vocab_size:
+            raise ConfigError(f"{name} {has[name]} is outside the vocabulary of {config.vocab_size}")

@@ -220,8 +220,8 @@ def _check_parts(expected: nn.Module, model: nn.Module) -> None:
             same = (found.mask, found.scale) == (part.mask, part.scale)
         if not same:
             raise CheckpointError(
-                f"the model to save has another {name} than its configuration says, which loading would lose: "
-                f"{found!r:.80}"
+                f"the model to save has another {name or 'class'} than its configuration says, "
+                f"which loading would lose: {found!r:.80}"
             )
 
 
@@ -256,7 +256,7 @@ def read_config(folder: Path) -> tuple[Family, Any, bool]:
     for family in families().values():
         if value.get("model_type") in family.model_types:
             return family, _published(family, {**_generation(folder), **value}, path), True
-    known = [*families(), *(each for family in families().values() for each in family.model_types)]
+    known = list(dict.fromkeys([*families(), *(each for family in families().values() for each in family.model_types)]))
     asked = str(value.get("family") or value.get("model_type"))
     raise ConfigError(f"{path}: no family '{asked}'; there are {', '.join(known)}{did_you_mean(asked, known)}")
 

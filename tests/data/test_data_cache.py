@@ -22,7 +22,7 @@ from regard.core.errors import DataError
 from regard.data import cache
 from regard.data.cache import CHARACTERS, cache_folder, tokenised
 from regard.data.loader import Loader
-from regard.data.tokenize import Tokenizer, train_bpe
+from regard.data.tokenize import Tokenizer, train_tokenizer
 from regard.tasks.translate import ParallelText, Translate, sizes
 
 TEXTS = [("one two", "eins zwei"), ("", "drei"), ("three " * 50, "")]
@@ -30,7 +30,7 @@ TEXTS = [("one two", "eins zwei"), ("", "drei"), ("three " * 50, "")]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe((side for pair in TEXTS for side in pair), 300)
+    return train_tokenizer("bpe", (side for pair in TEXTS for side in pair), 300)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_whatever_decides_the_tokens_decides_the_key(tmp_path, tokenizer, file):
         key(reading="en"),
         key(start=[2]),
         key(end=[2]),
-        key(tokenizer=train_bpe(["aa ab"], 261)),
+        key(tokenizer=train_tokenizer("bpe", ["aa ab"], 261)),
     ]
     file.write_bytes(file.read_bytes() + b"\n")
     keys.append(key())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from regard.core.errors import CheckpointError, ConfigError, DataError, InputError
-from regard.data.tokenize import Tokenizer, train_bpe, train_tokenizer
+from regard.data.tokenize import Tokenizer, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "12 cats, 345 dogs and 6 crêpes", "日本語のテキスト"] * 5
 MULTI30K = Path(__file__).parents[3] / "shared/data/multi30k-en-de/train.tsv.gz"
@@ -22,7 +22,7 @@ MULTI30K = Path(__file__).parents[3] / "shared/data/multi30k-en-de/train.tsv.gz"
 
 @pytest.fixture(scope="module")
 def bpe():
-    return train_bpe(TEXTS, 300)
+    return train_tokenizer("bpe", TEXTS, 300)
 
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -59,16 +59,16 @@ def test_digits_stand_alone(bpe):
 
 def test_training_is_deterministic_and_fills_the_vocabulary(bpe):
     assert len(bpe) == 300
-    again = train_bpe(iter(TEXTS), 300)
+    again = train_tokenizer("bpe", iter(TEXTS), 300)
     assert again.encode_batch(TEXTS) == bpe.encode_batch(TEXTS)
     assert [again.pieces([token]) for token in range(300)] == [bpe.pieces([token]) for token in range(300)]
     assert len(bpe.encode(TEXTS[0])) < len(TEXTS[0].encode()) / 2
 
 
 def test_the_vocabulary_is_never_too_small_for_the_bytes():
-    assert len(train_bpe(["a"], 259)) == 259
+    assert len(train_tokenizer("bpe", ["a"], 259)) == 259
     with pytest.raises(ConfigError, match="259"):
-        train_bpe(["a"], 258)
+        train_tokenizer("bpe", ["a"], 258)
 
 
 KINDS = ["bpe", "unigram", "wordpiece", "characters", "bytes"]
@@ -192,7 +192,7 @@ def test_a_failed_save_keeps_the_old_file(bpe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        train_bpe(TEXTS, 280).save(tmp_path)
+        train_tokenizer("bpe", TEXTS, 280).save(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -277,8 +277,8 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path):
 def test_a_fork_is_silent_and_the_child_can_encode():
     script = """
 import os
-from regard.data.tokenize import train_bpe
-tokenizer = train_bpe(["hello there"] * 10, 280)
+from regard.data.tokenize import train_tokenizer
+tokenizer = train_tokenizer("bpe", ["hello there"] * 10, 280)
 rows = tokenizer.encode_batch(["hello there"] * 100)
 child = os.fork()
 if child == 0:
@@ -295,7 +295,7 @@ assert "TOKENIZERS_PARALLELISM" not in os.environ
 def test_real_captions_come_back_exactly_and_short():
     with gzip.open(MULTI30K, "rt", encoding="utf-8") as file:
         texts = [text for line in file for text in line.rstrip("\n").split("\t")]
-    bpe = train_bpe(texts[:20_000], 4000)
+    bpe = train_tokenizer("bpe", texts[:20_000], 4000)
     rows = bpe.encode_batch(texts)
     assert bpe.decode_batch(rows) == texts
     words = sum(len(text.split()) for text in texts)

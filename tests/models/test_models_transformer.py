@@ -410,9 +410,9 @@ def test_a_swapped_part_is_not_lost_by_saving(tmp_path: Path) -> None:
             zoo.save(model, tmp_path / "swapped")
     assert not (tmp_path / "swapped").exists()
     with pytest.raises(ConfigError, match="save takes a model, not dict"):
-        zoo.save({}, tmp_path / "swapped")  # type: ignore[arg-type]
+        zoo.save({}, tmp_path / "swapped")
 
 
 def test_a_prompt_that_is_no_tensor_is_named() -> None:
     with pytest.raises(InputError, match="prompt is str, not a tensor of token ids"):
-        regard.generate(small(), "the red cat")  # type: ignore[arg-type]
+        regard.generate(small(), "the red cat")

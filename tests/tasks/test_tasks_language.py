@@ -10,7 +10,7 @@ from regard import zoo
 from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE
 from regard.data.source import Fault
-from regard.data.tokenize import train_bpe
+from regard.data.tokenize import train_tokenizer
 from regard.models.gpt2 import GPT2Config
 from regard.objectives.supervise import Supervise
 from regard.tasks import datas
@@ -22,7 +22,7 @@ TINY = GPT2Config(vocab_size=0, embed_dim=16, ffn_dim=32, num_heads=2, num_layer
 
 @pytest.fixture(scope="module")
 def task():
-    return Language(PlainText(seq_len=6, max_tokens=24), train_bpe(TEXTS, 300))
+    return Language(PlainText(seq_len=6, max_tokens=24), train_tokenizer("bpe", TEXTS, 300))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from regard import zoo
 from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE
-from regard.data.tokenize import train_bpe
+from regard.data.tokenize import train_tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import greedy, sample
 from regard.models.transformer import TransformerConfig
@@ -22,7 +22,7 @@ TEXTS = ["one two three", "eins zwei drei", "un", "vierundzwanzig Stunden am Tag
 
 @pytest.fixture(scope="module")
 def task():
-    return Translate(ParallelText(max_tokens=64), train_bpe(TEXTS, 300))
+    return Translate(ParallelText(max_tokens=64), train_tokenizer("bpe", TEXTS, 300))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ whatever the mask says; that is the index's doing, not the mask's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Bool
@@ -178,10 +179,13 @@ class _Table(Mask):
         return self.values[b, order.clamp(min=0)]
 
     @classmethod
-    def by_place(cls, values: Tensor, index: Index) -> _Table:
-        """A table from values given by place in the row [B S]: each is moved to its token's order."""
+    def by_place(cls, values: Tensor, index: Index, *, size: int | None = None) -> Self:
+        """A table from values given by place in the row [B S]: each is moved to its token's order.
+
+        ``size``, one more than the largest order or larger, spares a look at the index.
+        """
         order = index.order.expand(values.shape)
-        size = int(order.max()) + 1
+        size = int(order.max()) + 1 if size is None else size
         table = values.new_zeros(values.shape[0], size + 1)
         table.scatter_(1, torch.where(order < 0, size, order), values)
         return cls(table[:, :-1])

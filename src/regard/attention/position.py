@@ -74,7 +74,9 @@ def check_length(index: Index, max_seq_len: int) -> None:
     """Raise InputError if a token stands at ``max_seq_len`` or beyond."""
     if index.span is None and (torch.compiler.is_compiling() or index.at.is_meta):
         return
-    reached = int(index.at.max()) if index.span is None else index.span.stop - 1
+    if "reached" not in index.memo:  # the model asks, and its position scheme again
+        index.memo["reached"] = int(index.at.max()) if index.span is None else index.span.stop - 1
+    reached = index.memo["reached"]
     if reached >= max_seq_len:
         raise InputError(f"a sequence reaches position {reached}; this model has positions 0 to {max_seq_len - 1}")
 

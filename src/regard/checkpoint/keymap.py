@@ -213,7 +213,13 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree in type, shape and every bit (NaN equals itself, 0 is not -0)."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+    return torch.equal(bits(a), bits(b))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """A dense tensor's bytes, in order (a tensor of one number may have any stride, and `view` minds)."""
+    dense = tensor.contiguous()
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
 def _close(stored: Tensor, computed: Tensor) -> bool:

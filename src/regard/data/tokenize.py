@@ -204,17 +204,12 @@ def train_tokenizer(kind: TokenizerKind, texts: Iterable[str], vocab_size: int) 
         DataError: there is no text in ``texts``.
     """
     if kind == "bytes":
-        return train_bpe([], min(vocab_size, _SMALLEST))
-    train = {"bpe": train_bpe, "unigram": _unigram, "wordpiece": _wordpiece, "characters": _characters}[kind]
+        return _bpe([], min(vocab_size, _SMALLEST))  # no texts, no merges
+    train = {"bpe": _bpe, "unigram": _unigram, "wordpiece": _wordpiece, "characters": _characters}[kind]
     return train(_some(texts), vocab_size)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE, as :func:`train_tokenizer` has it; without texts it is the bytes alone.
-
-    Raises:
-        ConfigError: ``vocab_size`` has no room for the special tokens and the bytes.
-    """
+def _bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     core = _on_bytes(models.BPE(), vocab_size)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=_SPECIAL, initial_alphabet=_BYTES, show_progress=False

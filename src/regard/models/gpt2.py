@@ -7,23 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from regard.attention.attention import Attention
-from regard.attention.cache import Caches, append
 from regard.attention.kernel import KernelName
 from regard.attention.mask import Causal, Documents
 from regard.attention.position import Learned, check_length
+from regard.blocks.decoding import StackDecoding
 from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
 from regard.blocks.feedforward import ActivationName, FeedForward
 from regard.blocks.init import normal
 from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.checkpoint.keymap import Chain, Constant, Op, Repeat, Rule, Same, Split, Transpose
 from regard.core.errors import ConfigError, InputError
-from regard.core.serial import check_fields
 from regard.core.types import Context, Index, Output
-from regard.family import Family
+from regard.family import Family, check_config
 
 
 @dataclass(frozen=True)
@@ -79,24 +78,9 @@ class GPT2Config:
     layers: tuple[LayerSizes, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("embed_dim", "ffn_dim", "num_heads", "num_layers", "max_seq_len"):
-            most = 10_000 if name == "num_layers" else 2**31
-            if not 1 <= getattr(self, name) <= most:
-                raise ConfigError(f"{name} must lie between 1 and {most:,}, not {getattr(self, name)}")
-        for name in ("dropout", "embed_dropout", "attn_dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)}")
-        if not 0 < self.norm_eps < 1:
-            raise ConfigError(f"norm_eps must be above 0 and less than 1, not {self.norm_eps}")
-        if self.embed_dim % self.num_heads:
-            raise ConfigError(f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads")
+        check_config(self)
         if self.layers is not None and len(self.layers) != self.num_layers:
             raise ConfigError(f"layers lists {len(self.layers)} sizes, one is needed for each of {self.num_layers}")
-        for name in ("pad_token", "bos_token", "eos_token"):
-            token = getattr(self, name)
-            if self.vocab_size and token is not None and not 0 <= token < self.vocab_size:
-                raise ConfigError(f"{name} {token} is outside the vocabulary of {self.vocab_size}")
 
     @property
     def head_dim(self) -> int:
@@ -165,45 +149,11 @@ class GPT2(nn.Module):
         ctx = Context(index, mask=mask, weights=maps, path="decoder")
         return Output(self.decoder(self.embed(tokens, index), ctx), self.head, weights=maps)
 
-    def begin(self, *, max_len: int | None = None) -> GPT2Decoding:
+    def begin(self, *, max_len: int | None = None) -> StackDecoding:
         """Stand ready to write. Raises InputError when ``max_len`` is more than the model has positions for."""
         if max_len is not None and max_len > self.config.max_seq_len:
             raise InputError(f"max_len {max_len} is more than this model's {self.config.max_seq_len} positions")
-        return GPT2Decoding(self, max_len or self.config.max_seq_len)
-
-
-class GPT2Decoding:
-    """Texts being written: see :class:`regard.core.types.Decoding`."""
-
-    def __init__(self, model: GPT2, max_len: int) -> None:
-        self.model, self.max_len = model, max_len
-        self.caches = Caches(model.config.num_layers)
-        self.rows: int | None = None
-        self.index: Index | None = None
-
-    def feed(self, tokens: Int[Tensor, "N S"], valid: Bool[Tensor, "N S"] | None = None) -> Float[Tensor, "N S V"]:
-        """Append tokens to every row; the logits after each of them. Raises InputError as ``forward`` does."""
-        check_tokens(tokens, self.model.config.vocab_size)
-        check_valid(valid, tokens)
-        if self.rows not in (None, len(tokens)):
-            raise InputError(f"tokens has {len(tokens)} rows, but {self.rows} are being written")
-        index = Index.over(tokens, valid, after=self.index)
-        check_length(index, self.max_len)
-        ctx = Context(index, caches=self.caches, path="decoder")
-        hidden = self.model.decoder(self.model.embed(tokens, index), ctx)
-        self.rows, self.index = len(tokens), append(self.index, index)
-        return self.model.head(hidden)
-
-    def reorder(self, rows: Int[Tensor, "N"]) -> None:
-        """Row i goes on as old row ``rows[i]``."""
-        self.rows = len(rows)
-        self.caches.reorder(rows)
-        self.index = None if self.index is None else self.index.rows(rows)
-
-    def truncate(self, length: int) -> None:
-        """Forget everything fed after the first ``length`` places."""
-        self.caches.truncate(length)
-        self.index = None if self.index is None or length == 0 else self.index.first(length)
+        return StackDecoding(self.embed, self.decoder, self.head, max_len or self.config.max_seq_len)
 
 
 def packed(index: Index, documents: Int[Tensor, "B S"], tokens: Int[Tensor, "B S"]) -> tuple[Index, Documents]:
@@ -215,14 +165,12 @@ def packed(index: Index, documents: Int[Tensor, "B S"], tokens: Int[Tensor, "B S
         raise InputError(f"documents must be integers, not {documents.dtype}".replace("torch.", ""))
     if documents.shape != tokens.shape:
         raise InputError(f"documents is {list(documents.shape)} but its tokens are {list(tokens.shape)}")
-    width = tokens.shape[1]
-    order = index.order.expand(tokens.shape)
-    table = documents.new_zeros(len(tokens), width + 1)  # by order; padding goes to the last column, which is cut off
-    table = table.scatter(1, torch.where(order < 0, width, order), documents)[:, :-1]
-    places = torch.arange(width, device=tokens.device).expand(tokens.shape)
+    mask = Documents.by_place(documents, index, size=tokens.shape[1])
+    order, table = index.order.expand(tokens.shape), mask.values
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
     first = torch.where(table[:, 1:] != table[:, :-1], places[:, 1:], 0).cummax(dim=1).values
     since = places - nn.functional.pad(first, (1, 0))
-    return Index(order, since.gather(1, order.clamp(min=0)), index.padded), Documents(table)
+    return Index(order, since.gather(1, order.clamp(min=0)), index.padded), mask
 
 
 def block(config: GPT2Config, layer: int, kernel: KernelName) -> Block:

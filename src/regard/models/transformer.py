@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from regard.attention.attention import Attention
-from regard.attention.cache import Caches, append
 from regard.attention.kernel import KernelName
 from regard.attention.mask import EVERYTHING, Causal, Mask
 from regard.attention.position import (
@@ -25,15 +24,15 @@ from regard.attention.position import (
     check_length,
     sinusoids,
 )
+from regard.blocks.decoding import StackDecoding
 from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
 from regard.blocks.feedforward import ActivationName, FeedForward
 from regard.blocks.norm import NormName, norm
 from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.checkpoint.keymap import Constant, Repeat, Reshape, Rule
 from regard.core.errors import ConfigError, InputError
-from regard.core.serial import check_fields
 from regard.core.types import Context, Index, Output
-from regard.family import Family
+from regard.family import Family, check_config
 
 PositionName = Literal["sinusoidal", "learned", "rotary", "alibi", "t5", "none"]
 
@@ -110,24 +109,12 @@ class TransformerConfig:
     layers: tuple[LayerSizes, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("embed_dim", "ffn_dim", "num_heads", "num_encoder_layers", "num_decoder_layers", "max_seq_len"):
-            most = 10_000 if name.endswith("layers") else 2**31
-            if not 1 <= getattr(self, name) <= most:
-                raise ConfigError(f"{name} must lie between 1 and {most:,}, not {getattr(self, name)}")
-        for name in ("dropout", "attn_dropout", "ffn_dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 0 and less than 1, not {getattr(self, name)}")
-        if not 0 < self.norm_eps < 1:
-            raise ConfigError(f"norm_eps must be above 0 and less than 1, not {self.norm_eps}")
-        if self.embed_dim % self.num_heads:
-            raise ConfigError(f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads")
+        check_config(self)
         if self.layers is not None and len(self.layers) != self.num_encoder_layers + self.num_decoder_layers:
             raise ConfigError(f"layers lists {len(self.layers)} sizes, one is needed for each layer, encoder first")
-        special = {name: getattr(self, name) for name in ("pad_token", "bos_token", "eos_token")}
-        for name, token in [*special.items(), *(("never", token) for token in self.never)]:
+        for token in self.never:
             if self.vocab_size and not 0 <= token < self.vocab_size:
-                raise ConfigError(f"{name} {token} is outside the vocabulary of {self.vocab_size}")
+                raise ConfigError(f"never {token} is outside the vocabulary of {self.vocab_size}")
 
     @property
     def head_dim(self) -> int:
@@ -216,7 +203,7 @@ class Transformer(nn.Module):
 
     def begin(
         self, *, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None = None, max_len: int | None = None
-    ) -> TransformerDecoding:
+    ) -> StackDecoding:
         """Read the source and stand ready to write a translation of it.
 
         Raises InputError as ``forward`` does, and when ``max_len`` is more than the model has positions for.
@@ -224,43 +211,8 @@ class Transformer(nn.Module):
         check_tokens(tokens, self.config.vocab_size)
         if max_len is not None and max_len > self.config.max_seq_len:
             raise InputError(f"max_len {max_len} is more than this model's {self.config.max_seq_len} positions")
-        return TransformerDecoding(self, *self.encode(tokens, valid), max_len or self.config.max_seq_len)
-
-
-class TransformerDecoding:
-    """A translation being written: see :class:`regard.core.types.Decoding`."""
-
-    def __init__(self, model: Transformer, memory: Tensor, memory_index: Index, max_len: int) -> None:
-        self.model, self.memory, self.memory_index, self.max_len = model, memory, memory_index, max_len
-        self.caches = Caches(model.config.num_decoder_layers)
-        self.rows = len(memory)
-        self.index: Index | None = None
-
-    def feed(self, tokens: Int[Tensor, "N S"], valid: Bool[Tensor, "N S"] | None = None) -> Float[Tensor, "N S V"]:
-        """Append tokens to every row; the logits after each of them. Raises InputError as ``forward`` does."""
-        check_tokens(tokens, self.model.config.vocab_size)
-        check_valid(valid, tokens)
-        if len(tokens) != self.rows:
-            raise InputError(f"tokens has {len(tokens)} rows, but {self.rows} are being written")
-        index = Index.over(tokens, valid, after=self.index)
-        check_length(index, self.max_len)
-        ctx = Context(index, memory=self.memory, memory_index=self.memory_index, caches=self.caches, path="decoder")
-        hidden = self.model.decoder(self.model.decoder_embed(tokens, index), ctx)
-        self.index = append(self.index, index)
-        return self.model.head(hidden)
-
-    def reorder(self, rows: Int[Tensor, "N"]) -> None:
-        """Row i goes on as old row ``rows[i]``."""
-        self.rows = len(rows)
-        if self.caches.layers[0].cross.held is None:  # nothing was ever fed
-            self.memory, self.memory_index = self.memory[rows], self.memory_index.rows(rows)
-        self.caches.reorder(rows)
-        self.index = None if self.index is None else self.index.rows(rows)
-
-    def truncate(self, length: int) -> None:
-        """Forget everything fed after the first ``length`` places."""
-        self.caches.truncate(length)
-        self.index = None if self.index is None or length == 0 else self.index.first(length)
+        limit, read = max_len or self.config.max_seq_len, self.encode(tokens, valid)
+        return StackDecoding(self.decoder_embed, self.decoder, self.head, limit, *read)
 
 
 def embedding(config: TransformerConfig) -> Embedding:

@@ -1,7 +1,6 @@
 """Learning from targets that stand in the batch: cross-entropy, smoothed or focal, and squared error."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,17 +52,13 @@ class Supervise:
         count = _count(targets)
         chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
         losses = [self._of(output.head(rows), picked) for rows, picked in chunks]
-        return Loss(sum_of(loss.sum for loss in losses), count, {"nll": sum_of(loss.parts["nll"] for loss in losses)})
+        total = torch.stack([loss.sum for loss in losses]).sum()
+        return Loss(total, count, {"nll": torch.stack([loss.parts["nll"] for loss in losses]).sum()})
 
     def _of(self, logits: Tensor, targets: Tensor) -> Loss:
         if self.focal_gamma:
             return focal(logits, targets, self.focal_gamma)
         return cross_entropy(logits, targets, self.label_smoothing)
-
-
-def sum_of(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of scalars."""
-    return torch.stack(list(tensors)).sum()
 
 
 def cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], label_smoothing: float = 0.0) -> Loss:

@@ -14,7 +14,7 @@ from torch import nn
 
 from regard.blocks.packed import pack
 from regard.core.errors import ConfigError, DataError, InputError
-from regard.core.types import Batch
+from regard.core.types import IGNORE, Batch
 from regard.data.cache import Rows as TokenRows
 from regard.data.loader import Loader, plan
 from regard.data.pack import Document, Stream, packed
@@ -24,7 +24,7 @@ from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
 from regard.generate.front import generate
 from regard.objectives.supervise import Supervise
-from regard.tasks.task import Prepare
+from regard.tasks.task import Prepare, vocabulary
 
 HELD_OUT = 20
 """One text in so many validates, or of fewer texts than that, the last of so many parts of each."""
@@ -143,18 +143,13 @@ class Language:
 
     def configure(self, model: Any) -> Any:
         """The configuration with the tokenizer's size and special tokens. Raises ConfigError if it is too small."""
-        size = model.vocab_size or len(self.tokenizer)
-        if size < len(self.tokenizer):
-            raise ConfigError(
-                f"model.vocab_size {size} is less than the tokenizer's {len(self.tokenizer)}; 0 follows it"
-            )
         if model.max_seq_len < self.data.seq_len:
             raise ConfigError(
                 f"data.seq_len {self.data.seq_len} is more than the model's {model.max_seq_len} positions; "
                 "raise model.max_seq_len, or lower data.seq_len"
             )
         special = {"pad_token": self.tokenizer.pad, "bos_token": self.tokenizer.bos, "eos_token": self.tokenizer.eos}
-        return replace(model, vocab_size=size, **special)
+        return replace(model, vocab_size=vocabulary(model, self.tokenizer), **special)
 
     def encode(self, texts: Sequence[str]) -> TokenRows:
         """The tokens of each text, between its start, if there is one, and its end."""
@@ -208,18 +203,14 @@ class Language:
         rows = self.cut(texts)
         return [self.batch([rows[i] for i in chosen]) for chosen in plan(rows.sizes, self.data.max_tokens)]
 
-    def metrics(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - the loss tells it all
         """How well the model expects the held-out texts; see :meth:`score`."""
-        return self.score(model, self.data.splits["valid"], self.validation())
+        count = sum(int((batch["targets"] != IGNORE).sum()) for batch in self.validation())
+        return surprise(nll * count, count, self.data.splits["valid"])
 
     @torch.no_grad()
-    def score(self, model: nn.Module, texts: Sequence[str], batches: Sequence[Batch] | None = None) -> dict[str, float]:
-        """How well the model expects ``texts``.
-
-        Args:
-            model: a model that learnt with this tokenizer.
-            texts: any.
-            batches: the texts as batches, where they are known.
+    def score(self, model: nn.Module, texts: Sequence[str]) -> dict[str, float]:
+        """How well the model, which learnt with this tokenizer, expects any ``texts``.
 
         Returns:
             ``log_likelihood`` of a token, in nats, the end of each text included; ``perplexity``, its exponential
@@ -227,15 +218,10 @@ class Language:
         """
         device = next(model.parameters()).device
         nll, count = 0.0, 0
-        for batch in self.batches(texts) if batches is None else batches:
+        for batch in self.batches(texts):
             loss = Supervise(0.0).loss(model, {name: value.to(device) for name, value in batch.items()})
             nll, count = nll + float(loss.sum), count + int(loss.count)
-        size = sum(len(text.encode()) for text in texts)
-        return {
-            "log_likelihood": -nll / count,
-            "perplexity": math.exp(min(nll / count, 700)),
-            "bits_per_byte": nll / math.log(2) / size,
-        }
+        return surprise(nll, count, texts)
 
     def predict(
         self, model: Any, texts: Sequence[str], method: Pick | Beam = greedy, max_tokens: int | None = None
@@ -280,3 +266,12 @@ class Language:
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
         self.tokenizer.save(folder)
+
+
+def surprise(nll: float, count: int, texts: Sequence[str]) -> dict[str, float]:
+    """What ``nll``, in nats over ``count`` targets, says of ``texts``: a token's share, and a byte's of UTF-8."""
+    return {
+        "log_likelihood": -nll / count,
+        "perplexity": math.exp(min(nll / count, 700)),
+        "bits_per_byte": nll / math.log(2) / sum(len(text.encode()) for text in texts),
+    }

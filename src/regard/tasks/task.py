@@ -7,11 +7,20 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
-from regard.core.types import Batch
+from regard.core.errors import ConfigError
+from regard.core.types import Batch, Text
 from regard.data.loader import Loader
 from regard.data.source import Rows
 
 Prepare = Callable[[Batch, torch.Generator], Batch]
+
+
+def vocabulary(model: Any, tokenizer: Text) -> int:
+    """The vocabulary size of a configuration that follows the tokenizer. Raises ConfigError if it has too few rows."""
+    size = model.vocab_size or len(tokenizer)
+    if size < len(tokenizer):
+        raise ConfigError(f"model.vocab_size {size} is less than the tokenizer's {len(tokenizer)}; 0 follows it")
+    return int(size)
 
 
 class Task(Protocol):
@@ -35,8 +44,8 @@ class Task(Protocol):
         """The held-out batches, always the same."""
         ...
 
-    def metrics(self, model: nn.Module) -> dict[str, float]:
-        """Predict held-out examples and score the answers."""
+    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:
+        """Score the model on held-out examples; ``nll`` is its mean over the targets of :meth:`validation`."""
         ...
 
     def show(self, batch: Batch) -> str:

@@ -22,7 +22,7 @@ from regard.data.tokenize import Tokenizer, TokenizerKind, train_tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
 from regard.generate.front import generate
-from regard.tasks.task import Prepare
+from regard.tasks.task import Prepare, vocabulary
 
 Example = tuple[list[int], list[int]]
 """A source and a target as tokens, without special tokens."""
@@ -144,14 +144,9 @@ class Translate:
 
         From then on, no pair reaches the model that is longer than its positions.
         """
-        size = model.vocab_size or len(self.tokenizer)
-        if size < len(self.tokenizer):
-            raise ConfigError(
-                f"model.vocab_size {size} is less than the tokenizer's {len(self.tokenizer)}; 0 follows it"
-            )
         self.positions = model.max_seq_len
         special = {"pad_token": self.tokenizer.pad, "bos_token": self.start, "eos_token": self.tokenizer.eos}
-        return replace(model, vocab_size=size, **special)
+        return replace(model, vocab_size=vocabulary(model, self.tokenizer), **special)
 
     def encode(self, pairs: Sequence[Pair]) -> list[Example]:
         """Tokens of both sides of each pair."""
@@ -220,7 +215,7 @@ class Translate:
         batches = plan(sizes(examples), self.data.max_tokens)
         return [self.batch([examples[i] for i in rows]) for rows in batches]
 
-    def metrics(self, model: nn.Module) -> dict[str, float]:
+    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - the answers tell more
         """Greedy translations of the first ``num_scored`` validation pairs, scored."""
         pairs = self.data.splits["valid"][: self.data.num_scored]
         outputs = self.predict(model, [source for source, _ in pairs], method=greedy)

@@ -215,6 +215,7 @@ def _edit(path: Sequence[str], *value: Any) -> Spoil:
 
     def spoil(folder: Path) -> None:
         config = json.loads((folder / CONFIG).read_text())
+        config.pop("checksum", None)  # which would refuse any edit, whatever it said
         inner = config[path[0]] if len(path) == 2 else config
         inner.pop(path[-1]) if not value else inner.update({path[-1]: value[0]})
         (folder / CONFIG).write_text(json.dumps(config))

@@ -207,7 +207,7 @@ class Run:
             parts = {"loss": loss.sum, "targets": loss.count, **loss.parts}
             sums.update({name: float(value) for name, value in parts.items()})
         metrics = {f"valid_{name}": value / sums["targets"] for name, value in sums.items() if name != "targets"}
-        metrics |= self.task.metrics(model)
+        metrics |= self.task.metrics(model, metrics["valid_nll"])
         self.model.train()
         self.record({"step": self.progress.step, **metrics, "seconds": self.progress.seconds}, log, watch)
         score, best = metrics[self.task.monitor], self.progress.best

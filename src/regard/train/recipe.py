@@ -123,7 +123,7 @@ def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train
         if name.startswith("--") and name != "--help" and name.replace("--no-", "--").replace(".no-", ".") not in known:
             meant = f" (did you mean '{USUAL[name]}'?)" if USUAL.get(name) in known else did_you_mean(name, known)
             raise ConfigError(f"no option '{name}'{meant}; '{prog} --help' lists them")
-    kind = _kind(type(recipe.model), type(recipe.data))  # type: ignore[arg-type]  # mypy: a class with no hash?
+    kind = _kind(recipe.model.__class__, recipe.data.__class__)
     default = kind(**{each.name: getattr(recipe, each.name) for each in fields(recipe)})
     complaint = io.StringIO()
     try:
