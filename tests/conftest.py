@@ -6,6 +6,14 @@ hypothesis.settings.register_profile("noisy", deadline=None)
 hypothesis.settings.load_profile("noisy")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """What tests tokenise is not kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory):
     """Sixty pairs of numbers, spelled and written."""

@@ -32,3 +32,11 @@ def test_training_gives_the_losses_of_transformers() -> None:
 def test_beam_search_gives_the_answers_of_transformers() -> None:
     _, answers = lines("benchmarks/beam.py", "--sentences", "4", "--limit", "6")
     assert answers == {"benchmark": "beam answers", "sentences": 4, "identical": 4}
+
+
+@pytest.mark.timeout(300)
+def test_a_corpus_is_tokenised_and_read() -> None:
+    (line,) = lines("benchmarks/stream.py", "--gigabytes", "0.001")
+    assert line["build"]["bytes"] >= 1_000_000
+    assert line["read 0 workers"]["tokens_per_second"] > 0
+    assert line["read 1 worker"]["anonymous_peak"] < 1000

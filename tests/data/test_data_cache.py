@@ -54,10 +54,11 @@ def never():
 def test_holds_what_the_tokenizer_says(tmp_path_factory, tokenizer, texts):
     folder = tmp_path_factory.mktemp("cache")
     (folder / "source").write_text(json.dumps(texts))
-    for _ in range(2):
-        corpus = tokenised(texts, tokenizer, [folder / "source"], columns=("a", "b"), folder=folder)
+    for sources in ([folder / "source"], [folder / "source"], []):
+        corpus = tokenised(texts, tokenizer, sources, columns=("a", "b"), folder=folder)
         assert lists(corpus) == [[tokenizer.encode(side) for side in pair] for pair in texts]
         assert corpus.sizes.tolist() == [[len(tokenizer.encode(side)) for side in pair] for pair in texts]
+        assert bool(corpus.key) == bool(sources)
 
 
 def test_the_second_use_reads_no_text(tmp_path, tokenizer, file):
@@ -123,6 +124,22 @@ def test_texts_are_encoded_some_at_a_time(tmp_path, tokenizer, file, monkeypatch
     assert len(seen) > 2
     assert all(drawn == sum(count for _, count in seen[: i + 1]) for i, (drawn, _) in enumerate(seen))
     assert [int(row[0][0]) for row in corpus] == [tokenizer.encode(str(i))[0] for i in range(12)]
+
+
+def test_a_long_text_is_encoded_in_parts(tmp_path, tokenizer, file, monkeypatch):
+    monkeypatch.setattr(cache, "CHARACTERS", 50)
+    monkeypatch.setattr("regard.data.tokenize.PART", 10)
+    texts = [("one two three\n" * 40, "x"), ("one", "y"), ("two", "three\n" * 30)]
+    longest = []
+
+    class Watched(Tokenizer):
+        def encode_batch(self, texts):
+            longest.extend(map(len, texts))
+            return super().encode_batch(texts)
+
+    corpus = tokenised(texts, Watched(tokenizer._core, tokenizer._names), [file], columns=("a", "b"), folder=tmp_path)
+    assert lists(corpus) == [[tokenizer.encode(side) for side in pair] for pair in texts]
+    assert max(longest) < 30
 
 
 def test_an_interrupted_build_leaves_nothing_taken_for_whole(tmp_path, tokenizer, file):
@@ -229,8 +246,9 @@ def test_a_place_that_cannot_be_written(tmp_path, tokenizer, file):
 def test_missing_sources_and_no_texts(tmp_path, tokenizer, file):
     with pytest.raises(DataError, match=r"sauce\.tsv: no such file \(did you mean 'source\.tsv'"):
         tokenised([("a",)], tokenizer, [file.with_name("sauce.tsv")], folder=tmp_path)
-    with pytest.raises(DataError, match="no text"):
-        tokenised([], tokenizer, [file], folder=tmp_path / "cache")
+    for sources in ([file], []):
+        with pytest.raises(DataError, match="no text"):
+            tokenised([], tokenizer, sources, folder=tmp_path / "cache")
 
 
 def test_where_caches_lie(monkeypatch, tmp_path):

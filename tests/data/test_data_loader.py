@@ -304,6 +304,17 @@ def test_other_data_of_the_same_sizes_are_told_apart():
         loader(identity="abd").restore(state)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"rank": 1, "world": 3}])
+def test_the_place_is_that_of_the_batch_last_given(options):
+    stream = loader(**options)
+    assert stream.place is None
+    for batch in itertools.islice(stream, 60):
+        assert stream.place.rows.tolist() == batch["tokens"].tolist()
+    alone = loader()
+    *_, batch = itertools.islice(alone, len(plan(stream.sizes, 400)) * stream.place.epoch + stream.place.number + 1)
+    assert batch["tokens"].tolist() == stream.place.rows.tolist()
+
+
 def test_a_subset():
     some = Subset("abcdef", np.array([4, 1, 1]))
     assert [some[i] for i in range(len(some))] == ["e", "b", "b"]

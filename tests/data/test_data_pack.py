@@ -108,6 +108,7 @@ def test_a_stream_reads_every_token_once_and_crosses_no_border(documents, length
         for tokens, _ in row:
             assert len({*numbers[place : place + len(tokens)]}) == 1
             place += len(tokens)
+    assert [stream.document(i) for i in range(len(stream))] == [numbers[start] for start in stream.starts]
 
 
 def test_a_stream_of_one_token_has_nothing_to_predict():

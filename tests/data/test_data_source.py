@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import os
 import tracemalloc
 
 import pytest
@@ -9,7 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regard.core.errors import DataError
-from regard.data.source import Fault, Place, Row, documents, grouped, lines, mapped, read_lines, values, whole
+from regard.data.source import (
+    Fault,
+    Place,
+    Row,
+    documents,
+    file_names,
+    grouped,
+    lines,
+    mapped,
+    read_lines,
+    regular,
+    values,
+    whole,
+)
 
 PLACES = [Place("a.txt", number) for number in range(1, 100)]
 faulty = st.lists(st.integers(0, 5) | st.just("bad")).map(
@@ -18,6 +32,20 @@ faulty = st.lists(st.integers(0, 5) | st.just("bad")).map(
         for place, value in zip(PLACES, found, strict=False)
     ]
 )
+
+
+def test_names_and_what_can_be_read_again(tmp_path):
+    one, two, pipe = tmp_path / "a,b.txt", tmp_path / "c.txt", tmp_path / "pipe"
+    one.touch()
+    two.touch()
+    os.mkfifo(pipe)
+    assert file_names(str(one)) == [str(one)]
+    assert file_names(f"{two},{pipe}") == [str(two), str(pipe)]
+    assert regular(str(one)) == [one]
+    assert regular(f"{two},{two}") == [two, two]
+    for name in (pipe, tmp_path / "none", "hub:a/b"):
+        assert regular(f"{two},{name}") == []
+    assert regular(None) == []
 
 
 def faults(rows):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from regard.core.errors import DataError, MissingExtra
 from regard.data.source import Fault, Place, Row, mapped, values
-from regard.data.tables import table, text
+from regard.data.tables import form, table, text
 
 cell = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=8)
 quoted = st.text(st.sampled_from('a",\n é\u2028'), max_size=6)
@@ -28,6 +28,17 @@ def commas(rows):
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.JSONL", "jsonl"), ("a.ndjson.gz", "jsonl"), ("a.csv", "csv"), ("b/a.v1.parquet", "parquet"),
+        ("a.tsv", "tsv"), ("a.txt.gz", "tsv"), ("csv", "tsv"), ("a.b/c", "tsv"), ("hub:a/b.csv:test", "hub"),
+    ],
+)  # fmt: skip
+def test_a_name_says_the_form(name, expected):
+    assert form(name) == expected
 
 
 @given(rows=st.lists(st.tuples(quoted, quoted), min_size=1))

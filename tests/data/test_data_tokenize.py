@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from regard.core.errors import CheckpointError, ConfigError, DataError, InputError
-from regard.data.tokenize import Tokenizer, train_tokenizer
+from regard.data.tokenize import Tokenizer, parts, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "12 cats, 345 dogs and 6 crêpes", "日本語のテキスト"] * 5
 MULTI30K = Path(__file__).parents[3] / "shared/data/multi30k-en-de/train.tsv.gz"
@@ -166,6 +166,39 @@ def test_wordpiece_is_what_transformers_makes_of_it(tmp_path):
     )
     for text in [*TEXTS, "The CATS, unseen. crêpes"]:
         assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids
+
+
+broken = st.lists(st.sampled_from(["\n", "\r\n", " ", "a", "I'll", "12", "é", "\u0301", "</s>", "日", "\u2028"])).map(
+    "".join
+)
+
+
+@given(text=broken | hostile, size=st.integers(0, 5))
+def test_a_long_text_in_parts_has_the_same_tokens(trained, text, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("regard.data.tokenize.PART", size)
+        assert "".join(parts(text)) == text
+        assert trained[1].encode_long(text) == trained[1].encode(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_text_in_parts_teaches_the_same(kind, monkeypatch):
+    monkeypatch.setattr("regard.data.tokenize.PART", 30)
+    text = "\n".join(TEXTS)
+    assert len([*parts(text)]) > 5
+    whole, cut = (train_tokenizer(kind, texts, 300) for texts in ([text], parts(text)))
+    assert whole._core.to_str() == cut._core.to_str()
+
+
+def test_a_long_text_is_not_cut_where_that_would_show(monkeypatch):
+    core = tokenizers.Tokenizer(models.WordLevel({"</s>": 0, "▁a": 1, "\n": 2, "b": 3, "▁b": 4}, unk_token="</s>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Split("\n", "isolated")]
+    )
+    published = Tokenizer(core, {"pad": None, "bos": None, "eos": "</s>", "unk": None})
+    monkeypatch.setattr("regard.data.tokenize.PART", 0)
+    assert [*parts("a\nb")] == ["a\n", "b"]
+    assert published.encode_long("a\nb") == published.encode("a\nb") == [1, 2, 3]
 
 
 def test_half_a_surrogate_pair_is_refused(bpe):

@@ -3,7 +3,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from regard.explain.chart import MOST_POINTS, Series, line_chart, number, ticks
+from regard.explain.chart import (
+    FAINTEST,
+    MOST_CELLS,
+    MOST_POINTS,
+    Series,
+    cell_chart,
+    line_chart,
+    number,
+    spread,
+    ticks,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +80,35 @@ def test_nothing_to_draw_is_nothing():
 
 def test_a_single_point_is_marked():
     assert svg(line_chart("t", [Series("s", [(0, 1.5)])])).find("circle") is not None
+
+
+def cells(figure):
+    (group,) = [each for each in svg(figure) if each.get("class") == "cells"]
+    return {cell.find("title").text: float(cell.get("fill-opacity")) for cell in group}
+
+
+def test_cells_are_the_stronger_the_larger_their_value():
+    figure = cell_chart("a & b", ["1", "2"], {"<x>": [0.0, 1.0], "y": [0.5, None]})
+    middle = FAINTEST + (1 - FAINTEST) / 2
+    assert cells(figure) == {"<x>, step 1: 0": FAINTEST, "<x>, step 2: 1": 1.0, "y, step 1: 0.5": middle}
+    assert cells(cell_chart("t", ["1"], {"x": [0.5]}, span=(0, 1)))["x, step 1: 0.5"] == middle
+
+
+def test_on_a_logarithmic_scale_equal_ratios_are_equal_steps():
+    values = list(cells(cell_chart("t", ["1", "2", "3", "4"], {"x": [1e-4, 1e-2, 1.0, 0.0]}, log=True)).values())
+    assert values[1] - values[0] == pytest.approx(values[2] - values[1], abs=0.011)
+    assert values[3] == values[0]
+
+
+def test_many_columns_are_thinned_with_the_last_among_them():
+    figure = cell_chart("t", [str(i) for i in range(1000)], {"x": [float(i) for i in range(1000)]})
+    assert len(cells(figure)) == MOST_CELLS
+    assert {"x, step 0: 0", "x, step 999: 999"} <= cells(figure).keys()
+    assert spread(3, 8) == [0, 1, 2]
+    assert spread(100, 3) == [0, 50, 99]
+
+
+def test_cells_without_values_are_no_chart():
+    assert cell_chart("t", [], {}) == ""
+    assert cell_chart("t", ["1"], {"x": [math.nan]}) == ""
+    assert cell_chart("t", ["1"], {"x": [0.0]}, log=True) == ""

@@ -17,7 +17,8 @@ def folders(tmp_path):
             {"step": 2, "loss": 3.0, "tokens_per_second": 100.0, "seconds": 30},
             {"step": 2, "valid_loss": 2.5, "bleu": 10.0, "seconds": 31},
             {"step": 4, "loss": 2.0, "tokens_per_second": 300.0, "seconds": 60},
-            {"step": 4, "valid_loss": 2.75, "bleu": 12.0, "seconds": 61},
+            {"step": 4, "valid_loss": 2.75, "bleu": 12.0, "dead_units": {"a": 0.5}, "samples": [], "seconds": 61},
+            {"step": 4, "health": "a cough", "message": "rest", "seconds": 61},
         ],
         [
             {"step": 2, "loss": 3.5, "tokens_per_second": 50.0, "seconds": 30},

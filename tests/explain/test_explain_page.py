@@ -111,3 +111,52 @@ def test_changes_are_marked_word_by_word(output, reference, expected):
 def test_sizes_and_durations():
     assert [size(n) for n in (0, 999, 1000, 252.3e6, 1.5e12)] == ["0 B", "999 B", "1 kB", "252 MB", "1.5 TB"]
     assert [duration(s) for s in (0.4, 59, 60, 185, 7800)] == ["0 s", "59 s", "1 min 0 s", "3 min 5 s", "2 h 10 min"]
+
+
+def test_what_went_on_inside_is_shown(page):
+    watched = [
+        {"step": 1, "loss": 3.0, "grad_norm": 1.0, "grad_norms": {"a.blocks.0": 1.0}, "waiting": 0.5},
+        {"step": 2, "valid_loss": 2.0, "attention_entropy": {"a.0": [0.5, 0.25]}, "dead_units": {"a.0.ffn": 0.125}},
+    ]  # fmt: skip
+    html = render(Page(**{**vars(page), "log": [{"seconds": 1.0, **line} for line in watched]}))
+    text = words(html)
+    for part in ("Nothing of the kind was found", "Gradient norm of each block", "a.blocks.0, step 1: 1"):
+        assert part in text
+    for part in ("a.0, head 1: 0.25", "a.0, step 2: 0.375", "a.0.ffn, step 2: 0.125", "Time that goes into waiting"):
+        assert part in text
+
+
+def test_what_ailed_the_run_is_told(page):
+    ill = {"step": 1234, "health": "dead units", "message": "half of <them>", "seconds": 2.0}
+    text = words(render(Page(**{**vars(page), "log": [*page.log, ill]})))
+    assert "Step 1,234: dead units. half of <them>" in text
+    assert "Nothing of the kind" not in text
+    assert "Health" not in words(render(page))  # of a log from before anyone looked
+
+
+def test_answers_over_time_are_those_that_changed(page):
+    outputs = ["x", "x", "y", "un <i>"]
+    samples = [{"source": "one", "reference": "un", "output": output} for output in outputs]
+    log = [{"step": step, "seconds": 1.0, "samples": [sample]} for step, sample in enumerate(samples, start=1)]
+    text = words(render(Page(**{**vars(page), "log": log})))
+    assert "one → un" in text
+    assert re.findall(r"step (\d)(?=\S)", text.split("As it learned")[1]) == ["1", "3", "4"]
+    assert "As it learned" not in words(render(page))
+
+
+def test_figures_say_whether_they_are_of_the_best_or_of_the_last(page):
+    html = render(Page(**{**vars(page), "kept": "Scores are those of best/."}))
+    assert "Scores are those of best/." in html
+    assert "training <small>last</small> <b>1</b>" in html
+
+
+def test_a_model_of_which_nothing_is_known_is_left_out(page):
+    assert "The model" not in words(render(Page(**{**vars(page), "model": None, "memory": None})))
+
+
+def words(html):
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == []
+    assert parser.fetched == []
+    return "".join(parser.text)

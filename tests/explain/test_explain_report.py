@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 import regard
-from regard.core.errors import DataError, RegardError, Unsupported
+from regard.core.errors import ConfigError, DataError, RegardError
 from regard.explain.page import Sample
 from regard.explain.report import language, maps_of, picture, write_report
 from regard.front import open_run
@@ -65,8 +65,8 @@ def test_a_spoilt_run_is_refused_by_name(run, spoil, error, says):
 
 def test_another_task_is_refused(run):
     recipe = json.loads((run / "recipe.json").read_text())
-    (run / "recipe.json").write_text(json.dumps(recipe | {"task": "tag"}))
-    with pytest.raises(Unsupported, match="task 'tag'"):
+    (run / "recipe.json").write_text(json.dumps(recipe | {"task": "tig"}))
+    with pytest.raises(ConfigError, match="no task 'tig'"):
         write_report(run)
 
 
@@ -74,3 +74,18 @@ def test_languages_by_name():
     assert [language(code) for code in ("en", "fr", "pt-BR", "de_AT", "klingon!", "x")] == [
         "English", "French", "Portuguese (Brazil)", "German (Austria)", "klingon!", "x",
     ]  # fmt: skip
+
+
+def test_the_report_shows_what_the_run_watched(tiny_run):
+    html = (tiny_run / "report.html").read_text(encoding="utf-8")
+    for part in ("Gradient norm of each block", "Attention entropy of each head", "As it learned", "Health"):
+        assert part in html
+    assert "encoder.blocks.0" in html
+    assert "Scores are those of best/: of all validations, that at step" in html
+
+
+def test_a_task_without_a_page_of_its_own_has_a_plain_one(run, monkeypatch):
+    monkeypatch.setattr("regard.explain.report.ParallelText", type("Other", (), {"task": "other"}))
+    html = write_report(run).read_text(encoding="utf-8")
+    for part in ("<h1>Translate</h1>", "exact_match", "Loss per token", "The model"):
+        assert part in html

@@ -89,7 +89,7 @@ def test_a_part_is_held_out_where_no_file_is_named(tmp_path):
     splits = ParallelText(train=lines(tmp_path / "a.tsv", 100)).splits
     assert len(splits["valid"]) == 5
     assert not splits["test"]
-    assert sorted(splits["train"] + splits["valid"]) == sorted((f"source {i}", f"target {i}") for i in range(100))
+    assert sorted([*splits["train"], *splits["valid"]]) == sorted((f"source {i}", f"target {i}") for i in range(100))
     named = ParallelText(
         train=lines(tmp_path / "a.tsv", 10), valid=lines(tmp_path / "b.tsv", 3), test=lines(tmp_path / "c.tsv", 2)
     ).splits

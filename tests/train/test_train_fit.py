@@ -27,12 +27,13 @@ from regard.core.types import IGNORE
 from regard.models.transformer import TransformerConfig
 from regard.objectives.supervise import Supervise
 from regard.tasks.translate import ParallelText
-from regard.train.fit import Run, accumulate, fit
+from regard.train.fit import Learner, Run, accumulate, fit
 from regard.train.optimize import Optimizer, OptimizerName
+from regard.train.parallel import Parallel, Ranks
 from regard.train.recipe import Recipe, load_recipe, save_recipe
 from regard.train.schedule import Schedule
 
-CPU = torch.device("cpu")
+ALONE = Ranks(Parallel(), torch.device("cpu"))
 
 
 def reversals(count, seed):
@@ -67,7 +68,7 @@ def recipe(tmp_path_factory):
 
 def log_of(run):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "waiting")} for line in lines]
 
 
 def same_run(one, two):
@@ -79,7 +80,8 @@ def same_run(one, two):
     states = [json.loads((run / "last/training.json").read_text()) for run in (one, two)]
     for state in states:
         del state["seconds"], state["log_bytes"]
-        state["window"].pop("seconds", None)
+        for clock in ("seconds", "waiting"):
+            state["window"].pop(clock, None)
     assert states[0] == states[1]
 
 
@@ -122,12 +124,12 @@ def test_micro_batches_are_one_batch(recipe):
     task = recipe.data.open()
     config = dataclasses.replace(task.configure(recipe.model), dropout=0.0)
     model = zoo.build(config, seed=0, dtype=torch.float64)
-    examples = task.encode(task.data.splits["train"][:31])
+    examples = task.encode([*task.data.splits["train"]][:31])
     split = [task.batch(examples[a:b]) for a, b in ((0, 3), (3, 20), (20, 31))]
 
     def gradients(batches):
         model.zero_grad()
-        totals = accumulate(model, recipe.objective, batches, CPU, "float32")
+        totals = accumulate(Learner(model, recipe.objective), batches, ALONE, "float32")
         return totals, [p.grad / totals["targets"] for p in model.parameters()]
 
     many, one = gradients(split), gradients([task.batch(examples)])
@@ -159,11 +161,11 @@ def test_bfloat16_points_the_same_way(recipe):
     task = recipe.data.open()
     config = dataclasses.replace(task.configure(recipe.model), dropout=0.0)
     model = zoo.build(config, seed=0)
-    batch = task.batch(task.encode(task.data.splits["train"][:50]))
+    batch = task.batch(task.encode([*task.data.splits["train"]][:50]))
 
     def gradient(precision):
         model.zero_grad()
-        accumulate(model, recipe.objective, [batch], CPU, precision)
+        accumulate(Learner(model, recipe.objective), [batch], ALONE, precision)
         assert all(p.grad.dtype == torch.float32 for p in model.parameters())
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -473,7 +475,7 @@ def test_a_batch_without_targets_is_an_error(recipe):
     batch = task.batch(task.encode([("1", "1")]))
     batch["targets"] = torch.full_like(batch["targets"], IGNORE)
     with pytest.raises(InputError, match="no target"):
-        accumulate(model, Supervise(), [batch], CPU, "float32")
+        accumulate(Learner(model, Supervise()), [batch], ALONE, "float32")
 
 
 def test_a_batch_with_every_target_masked_is_shown(recipe, tmp_path):

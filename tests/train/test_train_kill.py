@@ -44,7 +44,7 @@ def contents(run: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     tensors = {}
     for name in ("last/training", "last/model", "best/model"):
         tensors |= {f"{name}.{key}": value for key, value in load_file(run / f"{name}.safetensors").items()}
-    clock = ("seconds", "tokens_per_second")
+    clock = ("seconds", "tokens_per_second", "waiting")
     log = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return tensors, [
         ",".join(each for each in line.split(",") if not any(word in each for word in clock)) for line in log

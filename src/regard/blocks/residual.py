@@ -99,7 +99,7 @@ class Stack(nn.Module):
     def forward(self, x: Float[Tensor, "B S E"], ctx: Context) -> Float[Tensor, "B S E"]:
         recompute = self.recompute if self.training and torch.is_grad_enabled() else 0
         for number, block in enumerate(self.blocks):
-            if recompute and number % recompute == 0:
+            if recompute and number % recompute == 0 and isinstance(block, Block):
                 x = checkpoint(block, x, ctx.layer(number), use_reentrant=False)
             else:
                 x = block(x, ctx.layer(number))

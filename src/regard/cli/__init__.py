@@ -14,6 +14,8 @@ from regard.core.errors import ConfigError, RegardError, did_you_mean
 
 VERBS = {
     "train": "learn a model by a recipe, or resume a run",
+    "tune": "search for settings that train a recipe better",
+    "find": "the largest batch that pays, and the learning rate to begin with",
     "evaluate": "score a run on held-out data",
     "predict": "answer texts with a trained run",
     "generate": "write text, piece by piece as it comes",

@@ -1,5 +1,6 @@
 """``regard train``: learn a model by a recipe, go on with a run, or run a run's recipe again."""
 
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -11,7 +12,7 @@ from regard.core.errors import ConfigError
 if TYPE_CHECKING:
     from regard.train.recipe import Recipe
 
-USAGE = "regard train RECIPE [--FIELD VALUE ...] [--out DIR] [--resume] [--quiet]"
+USAGE = "regard train RECIPE [--FIELD VALUE ...] [--out DIR] [--resume] [--nproc N] [--quiet]"
 EPILOG = """\
 'regard train RECIPE --help' shows the fields of a recipe, such as --data.train FILE or --model.dropout P; 'regard show'
 lists the recipes. DIR gets recipe.json, log.jsonl, the checkpoints best/ and last/, and report.html.
@@ -26,6 +27,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--resume", action="store_true", help="go on where the run in the folder stopped, if there is one"
     )
+    parser.add_argument("--nproc", type=int, metavar="N", help="train with N processes of this machine")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     if {"-h", "--help"} & set(argv) and argv[0].startswith("-"):
         sys.stdout.write(parser.format_help())
@@ -34,13 +36,20 @@ def run(argv: list[str]) -> int:
     if {"-h", "--help"} & set(fields):
         sys.stdout.write(parser.format_usage() + "\n")  # the recipe's own help follows
     recipe, out = plan(args, fields)
+    if args.nproc is not None and "RANK" not in os.environ:
+        from regard.train.launch import launch
+
+        return launch([sys.executable, "-m", "regard", "train", *argv], args.nproc)
 
     from regard.explain.report import write_report
     from regard.train.fit import ended, fit
 
-    progress = fit(recipe, out, resume=args.resume, quiet=args.quiet)
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun, after a process died
+    progress = fit(recipe, out, resume=args.resume or restarted, quiet=args.quiet)
     if not ended(recipe, progress):
         return 130
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     report = write_report(out)
     sys.stderr.write(f"regard: the report is in {report}\n")
     return 0

@@ -63,11 +63,11 @@ class Rows:
 
 
 class Corpus:
-    """Examples of one or more rows of tokens each (source and target, say), from files that are mapped.
+    """Examples of one or more rows of tokens each (source and target, say), mapped from files or in memory.
 
     Attributes:
         columns: the rows by name.
-        key: a digest of everything that decided what they hold.
+        key: a digest of everything that decided what they hold; empty for one in memory.
     """
 
     def __init__(self, columns: dict[str, Rows], key: str) -> None:
@@ -99,14 +99,15 @@ def tokenised(
 ) -> Corpus:
     """The tokens of ``texts``: from the cache, or encoded into it now, in bounded memory.
 
+    Texts that come from no files have no name in the cache, and their tokens are kept in memory.
     A build that is cut short leaves nothing that is taken for whole; while one process builds, others wait for it.
 
     Args:
         texts: one text for each column; drawn from only where there is no cache yet, so a generator costs nothing.
         tokenizer: what encodes them, without special tokens.
-        sources: the files that the texts come from, whose bytes are part of the cache's name.
+        sources: the files that the texts come from, whose bytes are part of the cache's name; none for other texts.
         columns: what the texts of an example are called.
-        reading: whatever else decides which texts come out of these files, such as the names of their columns.
+        reading: whatever else decides which texts come out of these files: their form, what is held out.
         start: tokens that open each row.
         end: tokens that close each row, as a language model wants it.
         folder: where caches lie; :func:`cache_folder` unless given.
@@ -114,6 +115,9 @@ def tokenised(
     Raises:
         DataError: a source is missing, or changes meanwhile; there is no text; or the cache cannot be written.
     """
+    kind = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
+    if not sources:
+        return _in_memory(columns, kind, _encoded(texts, tokenizer, [*start], [*end]))
     before = _stamps(sources)
     key = _key(sources, tokenizer, [*columns], reading, [*start], [*end])
     place = (folder or cache_folder()) / key
@@ -123,7 +127,6 @@ def tokenised(
         with _alone(place):
             settle(place)
             if _opened(place) is None:
-                kind = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
                 steady = _steady(texts, sources, before)
                 _build(place, columns, kind, _encoded(steady, tokenizer, [*start], [*end]))
     except (CheckpointError, OSError) as error:
@@ -218,10 +221,34 @@ def _mapped(path: Path, kind: np.dtype[Any], count: int) -> NDArray[Any]:
 def _encoded(
     texts: Iterable[tuple[str, ...]], tokenizer: Tokenizer, start: list[int], end: list[int]
 ) -> Iterator[list[list[list[int]]]]:
-    """The rows of each column, for about ``CHARACTERS`` of text at a time."""
+    """The rows of each column, for about ``CHARACTERS`` of text at a time. Raises DataError where there is no text."""
+    batch = None
     for batch in _batches(texts):
-        sides = [tokenizer.encode_batch(side) for side in zip(*batch, strict=True)]
+        sides = [_tokens(side, tokenizer) for side in zip(*batch, strict=True)]
         yield [[start + row + end for row in side] for side in sides]
+    if batch is None:
+        raise DataError("there is no text to tokenise")
+
+
+def _tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """The tokens of each text. One of many megabytes would need a hundred times the memory if it were not cut."""
+    rest = iter(tokenizer.encode_batch([text for text in texts if len(text) < CHARACTERS]))
+    return [next(rest) if len(text) < CHARACTERS else tokenizer.encode_long(text) for text in texts]
+
+
+def _in_memory(names: Sequence[str], kind: np.dtype[Any], parts: Iterable[list[list[list[int]]]]) -> Corpus:
+    """The corpus of ``parts``, which are as :func:`_encoded` gives them."""
+    flat = [[(_flat(side, kind), [*map(len, side)]) for side in part] for part in parts]
+    columns = {}
+    for name, sides in zip(names, zip(*flat, strict=True), strict=True):
+        tokens, lengths = zip(*sides, strict=True)
+        columns[name] = Rows(np.concatenate(tokens), np.cumsum([0, *chain.from_iterable(lengths)]))
+    return Corpus(columns, key="")
+
+
+def _flat(rows: Iterable[Iterable[int]], kind: np.dtype[Any]) -> Tokens:
+    """The rows end to end."""
+    return np.fromiter(chain.from_iterable(rows), kind)
 
 
 def _build(place: Path, names: Sequence[str], kind: np.dtype[Any], parts: Iterable[list[list[list[int]]]]) -> None:
@@ -234,8 +261,6 @@ def _build(place: Path, names: Sequence[str], kind: np.dtype[Any], parts: Iterab
                 rows += len(part[0])
                 for column, side in zip(columns, part, strict=True):
                     column.add(side)
-        if not rows:
-            raise DataError("there is no text to tokenise")
         counts = {name: column.count for name, column in zip(names, columns, strict=True)}
         about = {"rows": rows, "dtype": kind.str, "tokens": counts}
         (staged / _ABOUT).write_text(json.dumps(about) + "\n", encoding="utf-8")
@@ -252,7 +277,7 @@ class _Column:
 
     def add(self, rows: Sequence[Sequence[int]]) -> None:
         ends = self.count + np.cumsum([len(row) for row in rows], dtype=_OFFSETS)
-        self.tokens.write(np.fromiter(chain.from_iterable(rows), self.kind).data)
+        self.tokens.write(_flat(rows, self.kind).data)
         self.offsets.write(ends.data)
         self.count = int(ends[-1])
 

@@ -145,6 +145,9 @@ class Loader(Generic[T]):
         rank: which of the ranks this is, from 0.
         world: how many ranks there are.
 
+    Attributes:
+        place: of the batch that was given last, or None before the first.
+
     Raises:
         InputError: there is no example.
         ConfigError: a negative number of workers, or a rank that is not among ``world``.
@@ -184,6 +187,7 @@ class Loader(Generic[T]):
         self.digest = digest.intdigest()
         self.epoch = 0
         self.index = 0
+        self.place: Place | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches not yet seen, without end."""
@@ -193,7 +197,7 @@ class Loader(Generic[T]):
         else:
             made = ((turn, self._batch(turn[0])) for turn in turns)
         with closing(made):
-            for (_, last), batch in made:
+            for (self.place, last), batch in made:
                 self.epoch, self.index = last.epoch, last.number + 1
                 yield batch
 

@@ -136,6 +136,10 @@ class Stream:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def document(self, number: int) -> int:
+        """Which document row ``number`` begins in."""
+        return int(np.searchsorted(self.rows.offsets, self.starts[number], side="right")) - 1
+
     def __getitem__(self, number: int) -> list[Document]:
         tokens, offsets = self.rows.tokens, self.rows.offsets
         begin = int(self.starts[number])

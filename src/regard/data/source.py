@@ -123,16 +123,32 @@ def documents(path: str | Path) -> Rows[str]:
 
 def whole(path: str | Path) -> Rows[str]:
     """A text file as one row, if it has no faults; its lines as :func:`lines` has them, joined by line breaks."""
-    found = list(lines(path))
-    faults = [row for row in found if isinstance(row, Fault)]
-    yield from faults
+    found: list[str] = []
+    faults = False
+    for row in lines(path):
+        if isinstance(row, Fault):
+            yield row
+            faults = True
+        else:
+            found.append(row.value)
     if not faults:
-        yield Row(Place(str(path), 1), "\n".join(row.value for row in found if isinstance(row, Row)))
+        yield Row(Place(str(path), 1), "\n".join(found))
 
 
 def read_lines(path: str | Path) -> list[str]:
     """All :func:`lines` of a file. Raises DataError, also at the first line that is not UTF-8."""
     return list(values(lines(path)))
+
+
+def file_names(spec: str) -> list[str]:
+    """The files that a name stands for: itself, where there is such a file, else those between its commas."""
+    return [spec] if Path(spec).exists() else spec.split(",")
+
+
+def regular(spec: str | None) -> list[Path]:
+    """The files of a name, if all can be read again and again; none if one is missing, a pipe, or on the hub."""
+    paths = [Path(name) for name in file_names(spec)] if spec else []
+    return paths if all(path.is_file() for path in paths) else []
 
 
 def open_bytes(path: Path) -> BufferedReader:

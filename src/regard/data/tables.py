@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from gzip import GzipFile
 from itertools import chain
@@ -16,7 +16,7 @@ from regard.data.source import Fault, Place, Row, Rows, lines, mapped, unzipped
 
 HUB = "hub:"
 
-_JSONL = (".jsonl", ".ndjson")
+_FORMS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _BATCH = 1024
 
 
@@ -48,6 +48,12 @@ def table(spec: str | Path, columns: Sequence[str]) -> Rows[dict[str, Any]]:
     yield from rows
 
 
+def form(spec: str) -> str:
+    """How :func:`table` reads a file: ``hub``, ``jsonl``, ``csv``, ``parquet``, or ``tsv``, which is any other text."""
+    suffix = Path(spec.lower().removesuffix(".gz")).suffix
+    return "hub" if spec.startswith(HUB) else _FORMS.get(suffix, "tsv")
+
+
 def text(row: Mapping[str, Any], column: str) -> str:
     """What a row holds in a column. Raises ValueError, with the nearest name, for none, and where that is not text."""
     if column not in row:
@@ -72,19 +78,17 @@ def json_object(value: Any) -> dict[str, Any]:
 
 
 def _read(spec: str, columns: Sequence[str]) -> Rows[dict[str, Any]]:
-    if spec.startswith(HUB):
-        return _hub(spec)
-    name = spec.lower().removesuffix(".gz")
-    if name.endswith(_JSONL):
-        return mapped(_parse_json, lines(spec))
-    if name.endswith(".csv"):
-        return _csv(spec)
-    if name.endswith(".parquet"):
-        return _parquet(spec)
-    return _tsv(spec, columns)
+    readers: dict[str, Callable[[str], Rows[dict[str, Any]]]] = {
+        "hub": _hub, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "tsv": partial(_tsv, columns),
+    }  # fmt: skip
+    return readers[form(spec)](spec)
 
 
-def _tsv(path: str, columns: Sequence[str]) -> Rows[dict[str, str]]:
+def _jsonl(path: str) -> Rows[dict[str, Any]]:
+    return mapped(_parse_json, lines(path))
+
+
+def _tsv(columns: Sequence[str], path: str) -> Rows[dict[str, str]]:
     rows = lines(path)
     first = next(rows)  # there is one, or an error
     cells = first.value.split("\t") if isinstance(first, Row) else []

@@ -1,13 +1,14 @@
-"""Line charts as inline SVG, coloured by the page's own style sheet so that they read in light and dark."""
+"""Charts of lines and cells as inline SVG, coloured by the page's style sheet so that they read in light and dark."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 12, 38
 MOST_POINTS = 400
+CELL_HEIGHT, MOST_CELLS, FAINTEST = 17, 80, 0.06
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,84 @@ def line_chart(
         if one.marked or len(one.points) == 1:
             parts += [_dot(i, *at(x, y), f"{one.name}: {number(y)} at {x_label} {number(x)}") for x, y in one.points]
     legend = "".join(
-        f'<span class="key"><i class="key{i}"></i>{escape(one.name)} <b>{number(one.points[-1][1])}</b></span>'
+        f'<span class="key"><i class="key{i}"></i>{escape(one.name)} <small>last</small> '
+        f"<b>{number(one.points[-1][1])}</b></span>"
         for i, one in shown.items()
     )
     return (
         f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><div class="keys">{legend}</div></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg></figure>'
     )
+
+
+def cell_chart(
+    title: str,
+    columns: Sequence[str],
+    rows: Mapping[str, Sequence[float | None]],
+    *,
+    x_label: str = "step",
+    span: tuple[float, float] | None = None,
+    log: bool = False,
+) -> str:
+    """A figure with a cell for each row and column, the stronger its colour, the larger its value.
+
+    Args:
+        title: of the figure.
+        columns: their names, of which some are written under the cells; of more than 80 some are left out.
+        rows: by name, a value for each column; none where it is None.
+        x_label: what the columns are.
+        span: what the palest and the strongest colour stand for; the least and the largest value unless given.
+        log: whether equal steps of colour are equal ratios; values that are not above 0 are then as pale as the least.
+    """
+    chosen = spread(len(columns), MOST_CELLS)
+    table = {name: [values[i] for i in chosen] for name, values in rows.items()}
+    known = [
+        v for values in table.values() for v in values if v is not None and math.isfinite(v) and (v > 0 or not log)
+    ]
+    if not known:
+        return ""
+    low, high = span or (min(known), max(known))
+    left = 14 + 6.7 * max(map(len, table))
+    width, bottom = (WIDTH - left - RIGHT) / len(chosen), CELL_HEIGHT * len(table)
+
+    def strength(value: float) -> float:
+        if not high > low:
+            return 1.0
+        share = math.log(max(value, low) / low) / math.log(high / low) if log else (value - low) / (high - low)
+        return FAINTEST + (1 - FAINTEST) * min(max(share, 0.0), 1.0)
+
+    cells = [
+        f'<rect x="{left + k * width:.1f}" y="{CELL_HEIGHT * i}" width="{width:.1f}" height="{CELL_HEIGHT - 1}" '
+        f'fill-opacity="{strength(value):.2f}"><title>{escape(name)}, {escape(x_label)} {escape(columns[chosen[k]])}: '
+        f"{number(value)}</title></rect>"
+        for i, (name, values) in enumerate(table.items())
+        for k, value in enumerate(values)
+        if value is not None and math.isfinite(value)
+    ]
+    names = [
+        f'<text class="part" x="{left - 8:.0f}" y="{CELL_HEIGHT * (i + 0.7):.1f}" text-anchor="end">'
+        f"{escape(name)}</text>"
+        for i, name in enumerate(table)
+    ]
+    below = [
+        f'<text class="axis" x="{left + (k + 0.5) * width:.1f}" y="{bottom + 16}" text-anchor="middle">'
+        f"{escape(columns[chosen[k]])}</text>"
+        for k in spread(len(chosen), 6)
+    ]
+    below.append(f'<text class="axis" x="{left - 8:.0f}" y="{bottom + 16}" text-anchor="end">{escape(x_label)}</text>')
+    legend = f'<span class="key">{number(low)} <i class="ramp"></i> {number(high)}</span>'
+    return (
+        f'<figure class="chart"><figcaption><h3>{escape(title)}</h3><div class="keys">{legend}</div></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {bottom + 22}" role="img" aria-label="{escape(title)}">'
+        f'<g class="cells" shape-rendering="crispEdges">{"".join(cells)}</g>{"".join(names + below)}</svg></figure>'
+    )
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers below ``count``, evenly, the first and the last among them."""
+    if count <= most:
+        return [*range(count)]
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -8,9 +8,10 @@ from statistics import median
 from typing import Any
 
 from regard.core.errors import ConfigError
+from regard.data.log import read_log
 from regard.explain.chart import Series, line_chart, number
 from regard.explain.page import Log, curve, document, duration, section
-from regard.explain.report import read_log, read_object, write_whole
+from regard.explain.report import read_object, write_whole
 
 MOST = 8
 """Runs on one page: as many as there are colours that can be told apart."""
@@ -94,7 +95,8 @@ def metrics(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         for line in run.log:
             if "valid_loss" in line:
-                found |= dict.fromkeys(name for name in line if name not in ("step", "seconds"))
+                numbers = (name for name, value in line.items() if isinstance(value, (int, float)))
+                found |= dict.fromkeys(name for name in numbers if name not in ("step", "seconds"))
     return list(found)
 
 

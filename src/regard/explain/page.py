@@ -8,10 +8,13 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from regard.explain.chart import Series, line_chart, number
+from regard.explain.chart import Series, cell_chart, line_chart, number, spread
 from regard.explain.cost import Memory, Part
 
 Log = Sequence[Mapping[str, Any]]
+
+MOST_TIMES = 8
+"""Steps at which an answer to one sample is shown, at most."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,10 @@ class Page:
         summary: one sentence under the title.
         log: the objects of the run's log.jsonl, in order.
         facts: further tiles, name to value.
+        kept: a sentence on which weights they are of.
         samples: held-out examples with the model's answers.
         pictures: attention maps, with ``choice`` naming the map they show and ``grid`` showing all others.
-        model: what the model is made of, measured on ``length`` tokens; with its memory.
+        model: what the model is made of, measured on ``length`` tokens; with its memory. None if it takes none.
         recipe: the recipe as JSON.
         commands: what to type to get this run again, and to use it.
         versions: name to version of what it ran on.
@@ -62,13 +66,14 @@ class Page:
     pictures: Sequence[Picture]
     choice: str
     grid: str
-    model: Part
-    memory: Memory
+    model: Part | None
+    memory: Memory | None
     length: int
     recipe: Any
     commands: str
     versions: Mapping[str, str]
     written: Sequence[tuple[str, str]] = ()
+    kept: str = ""
 
 
 def render(page: Page) -> str:
@@ -76,9 +81,12 @@ def render(page: Page) -> str:
     body = [
         f"<header><h1>{escape(page.title)}</h1><p>{escape(page.summary)}</p></header>",
         _tiles(page),
+        _health(page.log),
         _training(page.log),
+        _inside(page.log),
         _samples(page.samples),
         _written(page.written),
+        _over_time(page.log),
         _attention(page),
         _model(page),
         section(
@@ -136,7 +144,24 @@ def section(title: str, lead: str, content: str) -> str:
 
 def _tiles(page: Page) -> str:
     tiles = "".join(f'<div class="tile"><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>' for k, v in page.facts.items())
-    return f'<dl class="tiles">{tiles}</dl>'
+    note = f'<p class="note">{escape(page.kept)}</p>' if page.kept else ""
+    return f'<dl class="tiles">{tiles}</dl>{note}'
+
+
+def _health(log: Log) -> str:
+    """What ailed the run; that nothing did, only if somebody looked."""
+    found = [line for line in log if "health" in line]
+    if not found and not any("grad_norms" in line for line in log):
+        return ""
+    lead = (
+        "Watched for as it ran: gradients that vanish or explode, attention that collapses, dead units, overfitting, "
+        "and a model that waits for its data. Each is named once, when it first shows."
+    )
+    items = "".join(
+        f"<li>Step {line['step']:,}: <b>{escape(line['health'])}</b>. {escape(line['message'])}</li>" for line in found
+    )
+    content = f'<ul class="card ails">{items}</ul>' if found else '<p class="well">Nothing of the kind was found.</p>'
+    return section("Health", lead, content)
 
 
 def _training(log: Log) -> str:
@@ -155,7 +180,12 @@ def _training(log: Log) -> str:
         ),
         line_chart("Bits per byte, held out", [Series("bits per byte", curve(log, "bits_per_byte"), marked=True)]),
         line_chart("Learning rate", [Series("learning rate", curve(log, "lr"))]),
+        line_chart(
+            "Gradient norm, before clipping",
+            [Series("mean", curve(log, "grad_norm")), Series("largest", curve(log, "grad_norm_max"))],
+        ),
         line_chart("Throughput", [Series("tokens per second", curve(log, "tokens_per_second"))]),
+        line_chart("Time that goes into waiting for data", [Series("%", curve(log, "waiting", 100))], span=(0, 100)),
     ]
     if not any(charts):
         return ""
@@ -164,6 +194,75 @@ def _training(log: Log) -> str:
         "that are kept, without dropout. Both have the recipe's label smoothing."
     )
     return section("Training", lead, f'<div class="charts">{"".join(charts)}</div>')
+
+
+def _inside(log: Log) -> str:
+    """What the parts of the model did over time."""
+    norms, entropy = steps_of(log, "grad_norms"), steps_of(log, "attention_entropy")
+    ends = list(entropy.values())[-1] if entropy else {}
+    mean = {step: {path: sum(heads) / len(heads) for path, heads in each.items()} for step, each in entropy.items()}
+    most = max(map(len, ends.values()), default=0)
+    charts = [
+        cell_chart("Gradient norm of each block", *_table(norms), log=True),
+        cell_chart("Attention entropy, mean of heads", *_table(mean), span=(0, 1)),
+        cell_chart(
+            "Attention entropy of each head, at the end",
+            [str(head) for head in range(most)],
+            {path: [*heads, *[None] * (most - len(heads))] for path, heads in ends.items()},
+            x_label="head",
+            span=(0, 1),
+        ),
+        cell_chart("Dead units of feed-forwards, share", *_table(steps_of(log, "dead_units")), span=(0, 1)),
+    ]
+    if not any(charts):
+        return ""
+    lead = (
+        "Norms are of single steps, on a logarithmic scale. Entropy is a share of its largest value: 1 is a head that "
+        "takes equally from all it sees, 0 one that takes from a single token. A dead unit is zero for every token."
+    )
+    return section("Inside the model", lead, f'<div class="charts">{"".join(charts)}</div>')
+
+
+def steps_of(log: Log, key: str) -> dict[int, Any]:
+    """What is no number of a log's lines, by rising step; a step that was run twice counts once."""
+    found = {line["step"]: line[key] for line in log if line.get(key)}
+    return dict(sorted(found.items()))
+
+
+def _table(found: Mapping[int, Mapping[str, float]]) -> tuple[list[str], dict[str, list[float | None]]]:
+    """The steps as columns, and by part a value for each of them."""
+    parts = dict.fromkeys(part for each in found.values() for part in each)
+    return [number(step) for step in found], {part: [each.get(part) for each in found.values()] for part in parts}
+
+
+def _over_time(log: Log) -> str:
+    """The answers to the same few held-out examples as the model learned."""
+    told = steps_of(log, "samples")
+    histories: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
+    for step, samples in told.items():
+        for sample in samples:
+            history = histories.setdefault(sample["source"], [])
+            if not history or history[-1][1]["output"] != sample["output"]:
+                history.append((step, sample))
+    if not histories:
+        return ""
+    rows = "".join(_history(source, history) for source, history in histories.items())
+    lead = "Its answers to the same few held-out examples, at the validations at which they changed."
+    return section("As it learned", lead, f'<div class="card"><table class="time">{rows}</table></div>')
+
+
+def _history(source: str, history: Sequence[tuple[int, Mapping[str, str]]]) -> str:
+    reference = history[-1][1].get("reference")
+    wanted = f" &rarr; {escape(reference)}" if reference is not None else ""
+    head = f"<tr><th></th><th>{escape(source)}{wanted}</th></tr>"
+    rows = [history[i] for i in spread(len(history), MOST_TIMES)]
+    answers = [
+        escape(sample["output"]) if reference is None else marked_changes(sample["output"], reference)
+        for _, sample in rows
+    ]
+    return head + "".join(
+        f"<tr><td>step {step:,}</td><td>{answer}</td></tr>" for (step, _), answer in zip(rows, answers, strict=True)
+    )
 
 
 def _samples(samples: Sequence[Sample]) -> str:
@@ -233,6 +332,8 @@ def _attention(page: Page) -> str:
 
 
 def _model(page: Page) -> str:
+    if page.model is None or page.memory is None:
+        return ""
     lead = (
         f"{number(page.model.parameters)} parameters. Reading and writing {page.length} tokens takes "
         f"{number(page.model.flops)} FLOPs. Weights take {size(page.memory.weights)}, training them with Adam "

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from regard import zoo
-from regard.core.errors import DataError, Unsupported
+from regard.core.errors import ConfigError, DataError, Unsupported, did_you_mean
 from regard.core.serial import from_json
-from regard.data.source import read_lines
+from regard.data.log import read_log
 from regard.data.tokenize import Tokenizer
 from regard.explain.attention import attention_maps, cross_maps, head_grid, heat_map, labels, sharpest
 from regard.explain.chart import number
@@ -44,28 +44,66 @@ def write_report(run: str | Path) -> Path:
     Raises:
         DataError: the run's recipe, log or data cannot be read.
         CheckpointError: its best checkpoint cannot be.
-        Unsupported: a run of another task.
+        ConfigError: a run of a task that is not there.
     """
     run = Path(run)
     recipe, log = read_object(run / "recipe.json"), read_log(run / "log.jsonl")
     about: dict[str, Any] = {ParallelText.task: about_translation, PlainText.task: about_language}
-    if recipe.get("task") not in about:
-        raise Unsupported(f"{run}: there is no report for the task '{recipe.get('task')}' yet")
-    data = from_json(datas()[recipe["task"]], recipe["data"], f"{run / 'recipe.json'}: data")
-    model: Any = zoo.load(run / "best")
-    bare: Any = zoo.skeleton(zoo.family_of(model.config), model.config, "auto")
-    length = min(32, bare.config.max_seq_len)
+    name: Any = recipe.get("task")
+    if name not in datas():
+        raise ConfigError(f"{run / 'recipe.json'}: no task '{name}'{did_you_mean(str(name), datas())}")
+    task = from_json(datas()[name], recipe["data"], f"{run / 'recipe.json'}: data").open(run)
+    model = zoo.load(run / "best")
     page = Page(
-        **about[recipe["task"]](data.open(run), model, log),
+        **about.get(name, about_any)(task, model, log),
+        **costs(model),
         log=log,
-        model=parts(bare.eval(), **example(bare, length)),
-        memory=memory(bare.train(), **example(bare, length)),
-        length=length,
+        kept=kept(log, task.monitor),
         recipe=recipe,
-        commands=commands(run, recipe["task"]),
+        commands=commands(run, name),
         versions={name: version(name) for name in ("regard", "torch")} | {"Python": platform.python_version()},
     )
     return write_whole(run / "report.html", render(page))
+
+
+def costs(model: Any) -> dict[str, Any]:
+    """What the model is made of and takes, on a few tokens; nothing of one that takes no tokens."""
+    bare: Any = zoo.skeleton(zoo.family_of(model.config), model.config, "auto")
+    length = min(32, getattr(model.config, "max_seq_len", 32))
+    try:
+        inputs = example(bare, length)
+    except Unsupported:
+        return {"model": None, "memory": None, "length": 0}
+    return {
+        "model": parts(bare.eval(), **inputs),
+        "memory": memory(bare.train(), **inputs),
+        "length": length,
+    }
+
+
+def about_any(task: Any, model: nn.Module, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page of any task has: what was measured."""
+    best = best_line(log, task.monitor)
+    told = [name for name in best if not name.startswith("valid_") and name not in ("step", "seconds")]
+    measured = {name: number(best[name]) for name in told if isinstance(best[name], (int, float))}
+    name = type(task.data).task
+    return {
+        "title": name.capitalize(),
+        "summary": f"Learned to {name}{in_steps(log)} on {device_name()}.",
+        "facts": {**measured, **common_facts(model, log, best)},
+        "samples": [],
+        "pictures": [],
+        "choice": "",
+        "grid": "",
+    }
+
+
+def kept(log: Sequence[Mapping[str, Any]], monitor: str) -> str:
+    """Which weights the figures are of."""
+    best = best_line(log, monitor)
+    if not best:
+        return ""
+    return f"Scores are those of best/: of all validations, that at step {best['step']:,} had the highest {monitor}."
 
 
 def about_translation(task: Translate, model: nn.Module, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -126,22 +164,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The objects of a log, one a line; none where there is no log. Raises :class:`DataError` naming the line."""
-    if not path.exists():
-        return []
-    log = []
-    for i, line in enumerate(read_lines(path) if path.stat().st_size else [], start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {i}: not valid JSON ({error})") from None
-        if not isinstance(record, dict) or not {"step", "seconds"} <= record.keys():
-            raise DataError(f"{path}, line {i}: expected an object with 'step' and 'seconds'")
-        log.append(record)
-    return log
 
 
 def translate_some(task: Translate, model: nn.Module) -> list[Sample]:

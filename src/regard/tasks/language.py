@@ -4,30 +4,30 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from regard.blocks.packed import pack
 from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE, Batch
-from regard.data.cache import Rows as TokenRows
+from regard.data.cache import Corpus, tokenised
 from regard.data.loader import Loader, plan
 from regard.data.pack import Document, Stream, packed
-from regard.data.source import Rows, documents, values, whole
-from regard.data.tokenize import Tokenizer, TokenizerKind, train_tokenizer
+from regard.data.source import Rows, documents, file_names, mapped, regular, values, whole
+from regard.data.split import EVERY, MOST, Reread, Splits, hold_out, original, reread, thinned
+from regard.data.tables import form, table, text
+from regard.data.tokenize import Tokenizer, TokenizerKind, parts, train_tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
 from regard.generate.front import generate
 from regard.objectives.supervise import Supervise
 from regard.tasks.task import Prepare, vocabulary
-
-HELD_OUT = 20
-"""One text in so many validates, or of fewer texts than that, the last of so many parts of each."""
 
 WRITTEN = 100
 """How many tokens an answer has unless more or fewer are asked for."""
@@ -37,19 +37,25 @@ WRITTEN = 100
 class PlainText:
     """What to learn to write from. Without ``train``: the reference of the Python language, as Python carries it.
 
-    Files are UTF-8, plain or gzipped; of several, write commas between.
+    Files are JSONL, CSV or Parquet with a column ``text`` (:func:`regard.data.tables.table`), else plain text in UTF-8;
+    plain or gzipped; of several, write commas between. Those to learn from need not fit into memory, if each text does,
+    several times over: they are tokenised once, into a cache (:mod:`regard.data.cache`). What comes from the hub or
+    through a pipe is kept in memory.
 
     Attributes:
         train: the files to learn from.
-        valid: the files to watch training by; None holds out a twentieth of ``train``.
+        valid: the files to watch training by; None holds out every twentieth text of ``train``, at most 1,000, or of
+            fewer than twenty texts the last twentieth of each.
         test: the files to report on.
-        documents: what one text is: a whole file, or what stands between blank lines.
+        documents: what one text is in a file of plain text: the whole of it, or what stands between blank lines.
         separate: whether texts that share a row are kept apart; else later ones see earlier ones, as in GPT-3.
-        tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
+        tokenizer: a tokenizer.json or its folder; None trains one on ``train``, or if that has more than 25 million
+            characters, on every second text of it (or part of a long one), every fourth ..., as it takes.
         tokenizer_kind: of the trained tokenizer; see :func:`regard.data.tokenize.train_tokenizer`.
         vocab_size: of the trained tokenizer.
         seq_len: tokens in a row; a longer text is cut.
         max_tokens: of a batch.
+        num_workers: processes that make batches ahead of time; 0 makes each when it is asked for.
     """
 
     task: ClassVar[str] = "language"
@@ -64,6 +70,7 @@ class PlainText:
     vocab_size: int = 2000
     seq_len: int = 256
     max_tokens: int = 4096
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         if self.train is None and (self.valid or self.test):
@@ -80,28 +87,59 @@ class PlainText:
         """The task, with the tokenizer named, or one trained on these texts."""
         if self.tokenizer:
             return Language(self, Tokenizer.load(self.tokenizer))
-        return Language(self, train_tokenizer(self.tokenizer_kind, examples, self.vocab_size))
+        sample = thinned((part for each in examples for part in parts(each)), len)
+        return Language(self, train_tokenizer(self.tokenizer_kind, sample, self.vocab_size))
 
     @cached_property
-    def splits(self) -> dict[str, list[str]]:
+    def splits(self) -> Splits[str]:
         """The texts of train, valid and test; the last is empty where no file is named. Raises DataError."""
-        texts = python_reference() if self.train is None else self.read(self.train)
-        train, valid = (texts, self.read(self.valid)) if self.valid else hold_out(texts)
-        if not train or not valid:
+        train = self.texts
+        if self.valid:
+            valid = self.read(self.valid)
+        else:
+            train, valid = hold_out_ends(train) if self.few else hold_out(train)
+        if not valid:
             raise DataError(f"{self.train}: too short to hold some of it out; name another file as data.valid")
         return {"train": train, "valid": valid, "test": self.read(self.test) if self.test else []}
 
+    @cached_property
+    def texts(self) -> list[str] | Reread[str]:
+        """All that ``train`` holds. Raises DataError."""
+        return python_reference() if self.train is None else reread(self.train, self.stream)
+
+    @cached_property
+    def few(self) -> bool:
+        """Whether ``train`` has too few texts to hold out whole ones."""
+        return sum(1 for _ in islice(self.texts, EVERY)) < EVERY
+
+    @property
+    def reading(self) -> str:
+        """What decides, beside the bytes of ``train``, which texts are learnt from."""
+        forms = [form(path.name) for path in regular(self.train)]
+        return repr((forms, self.documents, None if self.valid else (EVERY, MOST)))
+
     def read(self, spec: str) -> list[str]:
         """The texts of the files. Raises DataError."""
-        found = [text for text in values(self.rows(spec)) if text.strip()]
+        return [*self.stream(spec)]
+
+    def stream(self, spec: str) -> Iterator[str]:
+        """The texts of the files, one by one, without those that are blank. Raises DataError, also if all are."""
+        found = False
+        for each in values(self.rows(spec)):
+            if each.strip():
+                found = True
+                yield each
         if not found:
             raise DataError(f"{spec}: there is no text but blanks in it")
-        return found
 
     def rows(self, spec: str) -> Rows[str]:
-        """The texts of the files, and the lines that are no text. Raises DataError."""
-        texts = documents if self.documents == "paragraph" else whole
-        return chain.from_iterable(map(texts, [spec] if Path(spec).exists() else spec.split(",")))
+        """The texts of the files, and the rows that are no text. Raises DataError."""
+        return chain.from_iterable(map(self._rows, file_names(spec)))
+
+    def _rows(self, name: str) -> Rows[str]:
+        if form(name) != "tsv":
+            return mapped(lambda row: text(row, "text"), table(name, ["text"]))
+        return documents(name) if self.documents == "paragraph" else whole(name)
 
 
 DATA = PlainText
@@ -120,14 +158,16 @@ def python_reference() -> list[str]:
     return [text for text in texts if text.strip()]
 
 
-def hold_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The texts to learn from and those to validate by: one in twenty, or the last twentieth of each few texts."""
-    if len(texts) >= HELD_OUT:
-        return [text for i, text in enumerate(texts) if i % HELD_OUT], list(texts[::HELD_OUT])
-    split = [text.splitlines(keepends=True) for text in texts]
-    cuts = [len(each) - len(each) // HELD_OUT for each in split]
-    parts = [("".join(each[:cut]), "".join(each[cut:])) for each, cut in zip(split, cuts, strict=True)]
-    return [first for first, _ in parts if first], [last for _, last in parts if last]
+def hold_out_ends(texts: Iterable[str]) -> tuple[Reread[str], list[str]]:
+    """What to learn from and what to validate by, which alone is kept: the last lines of each text, one in twenty."""
+
+    def cut() -> Iterator[tuple[str, str]]:
+        for each in texts:
+            lines = each.splitlines(keepends=True)
+            end = len(lines) - len(lines) // EVERY
+            yield "".join(lines[:end]), "".join(lines[end:])
+
+    return Reread(lambda: (first for first, _ in cut())), [last for _, last in cut() if last]
 
 
 class Language:
@@ -151,15 +191,25 @@ class Language:
         special = {"pad_token": self.tokenizer.pad, "bos_token": self.tokenizer.bos, "eos_token": self.tokenizer.eos}
         return replace(model, vocab_size=vocabulary(model, self.tokenizer), **special)
 
-    def encode(self, texts: Sequence[str]) -> TokenRows:
-        """The tokens of each text, between its start, if there is one, and its end."""
-        coded = [[*self.start, *tokens, self.tokenizer.eos] for tokens in self.tokenizer.encode_batch(texts)]
-        tokens = np.fromiter(chain.from_iterable(coded), np.uint32)
-        return TokenRows(tokens, np.cumsum([0, *map(len, coded)]))
+    def encode(self, texts: Iterable[str], sources: Sequence[Path] = ()) -> Corpus:
+        """The tokens of each text, between its start, if there is one, and its end; cached, if they are of files."""
+        return tokenised(
+            ((each,) for each in texts),
+            self.tokenizer,
+            sources,
+            columns=self.sequences,
+            reading=self.data.reading,
+            start=self.start,
+            end=[self.tokenizer.eos],
+        )
 
-    def cut(self, texts: Sequence[str]) -> Stream:
+    def rows(self, corpus: Corpus) -> Stream:
         """The texts end to end, cut into rows: of each is read start, t1, t2 ..., and to be said t1, t2 ... end."""
-        return Stream(self.encode(texts), self.data.seq_len)
+        return Stream(corpus.columns["text"], self.data.seq_len)
+
+    def cut(self, texts: Iterable[str]) -> Stream:
+        """As :meth:`rows`, of any texts."""
+        return self.rows(self.encode(texts))
 
     def batch(self, rows: Sequence[Sequence[Document]]) -> Batch:
         """Rows as one; ``documents`` only where a row holds several texts, as attention is faster without.
@@ -185,10 +235,33 @@ class Language:
         """The text of each token; of every field, as all hold tokens."""
         return self.tokenizer.pieces(row)
 
-    def loader(self, *, seed: int, prepare: Prepare) -> Loader[Any]:
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The texts to learn from, as tokens."""
+        return self.encode(self.data.splits["train"], regular(self.data.train))
+
+    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Any]:
         """The training batches."""
-        rows = self.cut(self.data.splits["train"])
-        return Loader(rows, rows.sizes, self.batch, max_tokens=self.data.max_tokens, seed=seed, prepare=prepare)
+        rows = self.rows(self.corpus)
+        return Loader(
+            rows,
+            rows.sizes,
+            self.batch,
+            max_tokens=self.data.max_tokens,
+            seed=seed,
+            prepare=prepare,
+            identity=self.corpus.key,
+            num_workers=self.data.num_workers,
+            rank=rank,
+            world=world,
+        )
+
+    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
+        """The files, and the number in them of the text that a training batch begins in."""
+        number = self.rows(self.corpus).document(int(rows[0]))
+        if not self.data.valid and not self.data.few:
+            number = original(number)
+        return f"{self.data.train or 'the reference of Python'}, text {number + 1}"
 
     def validation(self) -> Sequence[Batch]:
         """The held-out rows in batches of the same size as training's."""

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from regard.core.errors import ConfigError
@@ -36,8 +38,15 @@ class Task(Protocol):
         """A model's configuration with what the data decides filled in (vocabulary size, special tokens)."""
         ...
 
-    def loader(self, *, seed: int, prepare: Prepare) -> Loader[Any]:
-        """The training batches."""
+    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Any]:
+        """The training batches that fall to one of ``world`` ranks."""
+        ...
+
+    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
+        """Where the first example of a training batch stands in its file, for an error; ``rows`` as the loader has it.
+
+        Examples are counted from 1, as the file has them.
+        """
         ...
 
     def validation(self) -> Sequence[Batch]:

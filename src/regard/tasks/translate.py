@@ -7,24 +7,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from regard.blocks.packed import pack
 from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE, Batch
+from regard.data.cache import Corpus, tokenised
 from regard.data.collate import pad
-from regard.data.loader import Loader, plan
-from regard.data.pairs import Pair, pairs, read_pairs
+from regard.data.loader import Loader, Subset, plan
+from regard.data.pack import Integers
+from regard.data.pairs import Pair, pairs
 from regard.data.phrases import phrases
-from regard.data.source import Rows
+from regard.data.source import Rows, regular, values
+from regard.data.split import EVERY, MOST, Splits, hold_out, original, reread, thinned
+from regard.data.tables import form
 from regard.data.tokenize import Tokenizer, TokenizerKind, train_tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
 from regard.generate.front import generate
 from regard.tasks.task import Prepare, vocabulary
 
-Example = tuple[list[int], list[int]]
+Example = tuple[Integers, ...]
 """A source and a target as tokens, without special tokens."""
 
 BEAM = Beam(size=4, length_penalty=0.6)
@@ -39,16 +46,14 @@ EXTRA = 50
 WINDOW = 512
 """How many sources wait for each other, so that those of like length are translated together."""
 
-HELD_OUT = 1000
-"""At most how many training pairs validate, where no file for it is named."""
-
 
 @dataclass(frozen=True)
 class ParallelText:
     """What to learn translation from. Without ``train``: phrases generated from locale data.
 
     Files are TSV, CSV, JSONL, Parquet, or two aligned files with a comma between; plain or gzipped
-    (:func:`regard.data.pairs.pairs`).
+    (:func:`regard.data.pairs.pairs`). The file to learn from need not fit into memory: it is tokenised once, into a
+    cache (:mod:`regard.data.cache`). What comes from the hub or through a pipe is kept in memory.
 
     Attributes:
         train: the file to learn from.
@@ -57,12 +62,14 @@ class ParallelText:
         source: the language of the sources; chooses the phrases, and the key of ``{"translation": ...}`` rows; of other
             files it is only a name.
         target: the language of the targets, likewise.
-        tokenizer: a tokenizer.json or its folder; None trains one on both sides of ``train``.
+        tokenizer: a tokenizer.json or its folder; None trains one on both sides of ``train``, or if that has more than
+            25 million characters, of every second pair of it, every fourth, every eighth ..., as it takes.
         tokenizer_kind: what is trained (:func:`regard.data.tokenize.train_tokenizer`).
         vocab_size: of the trained tokenizer.
         max_len: training pairs with more tokens than this on either side, the end token included, are left out.
         max_tokens: of a batch: source and target, padding included.
         num_scored: how many validation pairs are translated and scored at each validation.
+        num_workers: processes that make batches ahead of time; 0 makes each when it is asked for.
     """
 
     task: ClassVar[str] = "translate"
@@ -78,6 +85,7 @@ class ParallelText:
     max_len: int = 256
     max_tokens: int = 4096
     num_scored: int = 200
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         if self.train is None and (self.valid or self.test):
@@ -96,28 +104,34 @@ class ParallelText:
         """The task, with the tokenizer named, or one trained on both sides of these pairs."""
         if self.tokenizer:
             return Translate(self, Tokenizer.load(self.tokenizer))
-        texts = (text for pair in examples for text in pair)
+        texts = (text for pair in thinned(examples, lambda pair: sum(map(len, pair))) for text in pair)
         return Translate(self, train_tokenizer(self.tokenizer_kind, texts, self.vocab_size))
 
     @cached_property
-    def splits(self) -> dict[str, list[Pair]]:
+    def splits(self) -> Splits[Pair]:
         """The pairs of train, valid and test; the last is empty where no file is named. Raises DataError."""
         if self.train is None:
             corpus = phrases(self.source, self.target)
             return {"train": corpus.train, "valid": corpus.valid, "test": corpus.test}
-        train = self.read(self.train)
-        if self.valid:
-            valid = self.read(self.valid)
-        else:
-            valid = train[::20][:HELD_OUT]
-            train = [pair for i, pair in enumerate(train) if i % 20 or i >= 20 * HELD_OUT]
-            if not train:
-                raise DataError(f"{self.train}: {len(valid)} pair is too few to train on and hold some out")
+        train = reread(self.train, self.stream)
+        train, valid = (train, self.read(self.valid)) if self.valid else hold_out(train)
+        if next(iter(train), None) is None:
+            raise DataError(f"{self.train}: {len(valid)} pair is too few to train on and hold some out")
         return {"train": train, "valid": valid, "test": self.read(self.test) if self.test else []}
+
+    @property
+    def reading(self) -> str:
+        """What decides, beside the bytes of ``train``, which pairs are learnt from."""
+        forms = [form(path.name) for path in regular(self.train)]
+        return repr((forms, self.source, self.target, None if self.valid else (EVERY, MOST)))
 
     def read(self, spec: str) -> list[Pair]:
         """The pairs of a file, from :attr:`source` to :attr:`target`. Raises DataError."""
-        return read_pairs(spec, (self.source, self.target))
+        return [*self.stream(spec)]
+
+    def stream(self, spec: str) -> Iterator[Pair]:
+        """The pairs of a file, one by one. Raises DataError, also at a malformed row."""
+        return values(self.rows(spec))
 
     def rows(self, spec: str) -> Rows[Pair]:
         """The pairs of a file, from :attr:`source` to :attr:`target`, and its malformed rows. Raises DataError."""
@@ -153,11 +167,18 @@ class Translate:
         sides = [self.tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1)]
         return list(zip(*sides, strict=True))
 
-    def sources(self, rows: Sequence[Sequence[int]]) -> Batch:
+    def sources(self, rows: Sequence[Integers]) -> Batch:
         """``tokens`` (each source, then the end token) and ``valid``."""
-        tokens = pad([[*row, self.tokenizer.eos] for row in rows], self.tokenizer.pad)
+        tokens = self._ended(rows, self.tokenizer.pad)
         lengths = torch.tensor([len(row) + 1 for row in rows])
         return {"tokens": tokens, "valid": torch.arange(tokens.shape[1]) < lengths[:, None]}
+
+    def _ended(self, rows: Sequence[Integers], fill: int) -> Tensor:
+        """The rows, each closed by the end token and then filled."""
+        lengths = [len(row) for row in rows]
+        table = pad(rows, fill, width=max(lengths) + 1)
+        table[torch.arange(len(rows)), torch.tensor(lengths)] = self.tokenizer.eos
+        return table
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Sources, and targets shifted: the decoder reads start, t1, t2 ... and is to say t1, t2 ... end.
@@ -166,12 +187,10 @@ class Translate:
         without it attention takes its fastest way.
         """
         targets = [target for _, target in examples]
-        decoder_tokens = pad([[self.start, *target] for target in targets], self.tokenizer.pad)
-        said = pad([[*target, self.tokenizer.eos] for target in targets], IGNORE)
         return {
             **self.sources([source for source, _ in examples]),
-            "decoder_tokens": decoder_tokens,
-            "targets": said,
+            "decoder_tokens": F.pad(pad(targets, self.tokenizer.pad), (1, 0), value=self.start),
+            "targets": self._ended(targets, IGNORE),
         }
 
     def lengths(self, values: Sequence[Pair]) -> list[tuple[int, ...]]:
@@ -186,18 +205,46 @@ class Translate:
         """The text of each token; of every field, as all hold tokens."""
         return self.tokenizer.pieces(row)
 
-    def loader(self, *, seed: int, prepare: Prepare) -> Loader[Example]:
-        """The training batches. Raises DataError if every pair is longer than ``max_len`` or the model's positions."""
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The pairs to learn from, as tokens without special tokens."""
+        pairs, files = self.data.splits["train"], regular(self.data.train)
+        return tokenised(pairs, self.tokenizer, files, columns=self.sequences, reading=self.data.reading)
+
+    @property
+    def kept(self) -> NDArray[np.int64]:
+        """The numbers of the pairs that are short enough. Raises DataError if there is none."""
         limit = min(self.data.max_len, self.positions)
-        examples = [pair for pair in self.encode(self.data.splits["train"]) if max(map(len, pair)) < limit]
-        if not examples:
+        numbers = np.flatnonzero((self.corpus.sizes < limit).all(axis=1))
+        if len(numbers) == 0:
             raise DataError(
                 f"{self.data.train}: every pair has a side of {limit} tokens or more; "
                 "raise data.max_len and model.max_seq_len"
             )
+        return numbers
+
+    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Example]:
+        """The training batches. Raises DataError if every pair is longer than ``max_len`` or the model's positions."""
+        kept = self.kept
         return Loader(
-            examples, sizes(examples), self.batch, max_tokens=self.data.max_tokens, seed=seed, prepare=prepare
+            Subset(self.corpus, kept),
+            self.corpus.sizes[kept] + 1,
+            self.batch,
+            max_tokens=self.data.max_tokens,
+            seed=seed,
+            prepare=prepare,
+            identity=self.corpus.key,
+            num_workers=self.data.num_workers,
+            rank=rank,
+            world=world,
         )
+
+    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
+        """The file, and the number in it of the first of a training batch's pairs."""
+        number = int(self.kept[rows[0]])
+        if self.data.train and not self.data.valid:
+            number = original(number)
+        return f"{self.data.train or 'the phrases'}, pair {number + 1}"
 
     def validation(self) -> Sequence[Batch]:
         """The validation pairs in batches of the same size as training's. Raises DataError for one that is too long."""

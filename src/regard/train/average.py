@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.checkpoint.load import tensors_of
+from regard.train.parallel import local
 
 
 class Average:
@@ -42,7 +43,8 @@ class Average:
         self.kept.append({name: value.detach().clone() for name, value in tensors_of(self.source).items()})
         for name, value in tensors_of(self.model).items():
             held = [tensors[name] for tensors in self.kept]
-            value.copy_(torch.stack(held).mean(dim=0) if value.is_floating_point() else held[-1])
+            mean = torch.stack([local(each) for each in held]).mean(dim=0) if value.is_floating_point() else held[-1]
+            local(value).copy_(mean)
 
     def state(self) -> dict[str, Tensor]:
         """What a run needs beside the averaged weights to go on: ``kept``, numbered."""
@@ -60,6 +62,7 @@ class Average:
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move every averaged weight ``1 - decay`` of the way to the model's (Kingma & Ba 2015, 7.2); copy the buffers."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    means, weights = ([local(each) for each in which.parameters()] for which in (average, model))
+    torch._foreach_lerp_(means, weights, 1 - decay)
     for mean, buffer in zip(average.buffers(), model.buffers(), strict=True):
         mean.copy_(buffer)

@@ -1,42 +1,55 @@
 """The training loop."""
 
 import math
+import shutil
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.utils import get_total_norm
+from torch import Tensor, nn
 
 from regard import zoo
 from regard.blocks.residual import Stack
 from regard.checkpoint.files import replacing
+from regard.checkpoint.load import assign, tensors_of
 from regard.core.errors import ConfigError, DataError, TrainingError
 from regard.core.serial import differences, to_json
 from regard.core.types import IGNORE, Batch
 from regard.objectives.objective import Objective
 from regard.tasks.task import Task
 from regard.train.average import Average
+from regard.train.card import CARD, card
 from regard.train.freeze import depths, freeze, thaw
+from regard.train.health import Health, Waiting
 from regard.train.optimize import build_optimizer
-from regard.train.precision import PrecisionName, autocast, keep_few_kernels, resolve
+from regard.train.parallel import Ranks, joined, local
+from regard.train.pipeline import Passed
+from regard.train.precision import PrecisionName, autocast, keep_few_kernels, resolve, weights
 from regard.train.recipe import Recipe, load_recipe, save_recipe
-from regard.train.state import Progress, claim, load_state, save_state
+from regard.train.signs import blame, gradient_norms, groups, look, samples
+from regard.train.state import Progress, claim, load_state, put, save_state, tidy
+from regard.train.track import Trackers, check_installed
 from regard.train.watch import Log, Watch
 
-NOT_MEANS = ("targets", "tokens", "steps", "grad_norm", "seconds")
+NOT_MEANS = ("targets", "tokens", "steps", "grad_norm", "grad_norm_max", "waiting", "seconds")
 """What of a window's sums is not a loss, summed over targets."""
 
 
-def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False) -> Progress:
+Report = Callable[[int, Mapping[str, float]], bool]
+"""Told of each validation, once it is saved: its step and what it measured. True ends the run there."""
+
+
+def fit(
+    recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False, report: Report | None = None
+) -> Progress:
     """Train by the recipe, in the folder ``out``; or, with ``resume``, go on there, bit for bit where it stopped.
 
     A run that ended before its first checkpoint, or never began, goes on from its beginning. One that goes on in
@@ -51,34 +64,72 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False, quiet: bool = False)
         DataError, ConfigError: what the recipe names cannot be used, or the run in the folder has another recipe.
     """
     keep_few_kernels()
-    with claim(out, resume=resume) as begun:
-        torch.manual_seed(recipe.seed)
-        task = recipe.data.open(out if begun else None)
-        recipe = settled(recipe, task, out)
-        run = Run(recipe, task, out)
+    check_installed(recipe.track)
+    with joined(recipe.parallel, default_device()) as ranks, ranks.led(claim(out, resume=resume)) as begun:
+        torch.manual_seed(recipe.seed + ranks.data_rank)  # ranks drop out different units
+        task = recipe.data.open(out) if begun else opened(recipe, out, ranks)
+        recipe = settled(recipe, task, out, ranks)
+        run = Run(recipe, task, out, ranks)
         if begun:
             run.restore()
-        else:
+        elif ranks.leader:
             with replacing(out) as folder:
                 task.save(folder)
                 save_recipe(recipe, folder / "recipe.json")
+        quiet = quiet or not ranks.leader
         with Watch(recipe.num_steps, step=run.progress.step, quiet=quiet) as watch, interruptions() as stop:
-            return run.train(watch, stop)
+            return run.train(watch, stop, report)
 
 
-def settled(recipe: Recipe, task: Task, out: Path) -> Recipe:
+def opened(recipe: Recipe, out: Path, ranks: Ranks) -> Task:
+    """The task of a new run: the leader learns from the data what there is to learn, and the others read it."""
+    scratch = out / ".opening"
+    if ranks.leader:
+        task = recipe.data.open()
+        if ranks.world > 1:
+            scratch.mkdir(exist_ok=True)
+            task.save(scratch)
+    ranks.wait()
+    if not ranks.leader:
+        task = recipe.data.open(scratch)
+    ranks.wait()
+    if ranks.leader and ranks.world > 1:
+        shutil.rmtree(scratch)
+    return task
+
+
+def settled(recipe: Recipe, task: Task, out: Path, ranks: Ranks) -> Recipe:
     """The recipe with what data, machine and the run so far decide filled in.
 
-    Raises ConfigError where the run in ``out`` has another: a run goes on by its own recipe.
+    Raises ConfigError where the run in ``out`` has another: a run goes on by its own recipe, though the processes that
+    take its steps and make its batches may be others.
     """
     recipe = replace(recipe, model=task.configure(recipe.model))
     path = out / "recipe.json"
     stored = load_recipe(path) if path.exists() else None
+    if stored is None:
+        recipe = replace(recipe, accumulate=recipe.accumulate + -recipe.accumulate % ranks.data_world)
+    elif stored.accumulate % recipe.accumulate == 0:
+        recipe = replace(recipe, accumulate=stored.accumulate)  # as raised, perhaps, for other processes
+    if recipe.accumulate % ranks.data_world:
+        raise ConfigError(
+            f"{out}: a step of {recipe.accumulate} batch{'es' * (recipe.accumulate > 1)} cannot be dealt out evenly to "
+            f"{ranks.data_world} processes; resume with a number of them that divides it"
+        )
     if recipe.precision == "auto":
         recipe = replace(recipe, precision=stored.precision if stored else resolve("auto", default_device()))
-    if stored and (differing := differences(to_json(recipe), to_json(stored))):
+    if stored and (differing := differences(lasting(recipe), lasting(stored))):
         raise ConfigError(f"{out}: a run goes on by its own recipe; it has another {', '.join(differing)}")
     return recipe
+
+
+def lasting(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe a run keeps to the end: all that decides its steps."""
+    value: dict[str, Any] = to_json(recipe)
+    value.pop("parallel")
+    value.pop("track")
+    value["data"].pop("num_workers", None)
+    return value
 
 
 def default_device() -> torch.device:
@@ -94,7 +145,7 @@ def ended(recipe: Recipe, progress: Progress) -> bool:
 
 def build_model(recipe: Recipe, device: torch.device) -> nn.Module:
     """The model to train, with its parts frozen, recomputed and compiled as the recipe says; raises ConfigError."""
-    model = zoo.build(recipe.model, seed=recipe.seed, device=device).train()
+    model = zoo.build(recipe.model, seed=recipe.seed, dtype=weights(recipe.precision), device=device).train()
     freeze(model, recipe.freeze)
     for stack in [module for module in model.modules() if isinstance(module, Stack)]:
         stack.recompute = recipe.recompute
@@ -107,34 +158,48 @@ def build_model(recipe: Recipe, device: torch.device) -> nn.Module:
 class Run:
     """A run under way: the model, its average, the optimiser, the data, and how far they have come."""
 
-    def __init__(self, recipe: Recipe, task: Task, out: Path) -> None:
-        self.recipe, self.task, self.out, self.device = recipe, task, out, default_device()
+    def __init__(self, recipe: Recipe, task: Task, out: Path, ranks: Ranks | None = None) -> None:
+        ranks = ranks or Ranks(recipe.parallel, default_device())
+        self.recipe, self.task, self.out, self.ranks, self.device = recipe, task, out, ranks, ranks.device
         self.model = build_model(recipe, self.device)
         self.average = Average(self.model, recipe.average)
+        self.learner = ranks.divide(Learner(self.model, recipe.objective), varying=recipe.unfreeze_every > 0)
+        self.judge: nn.Module = Learner(self.average.model, recipe.objective)
+        if ranks.sharded:
+            self.judge = ranks.divide(self.judge) if recipe.average else self.learner
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.depths = {part: depth for part, depth in depths(self.model).items() if part.requires_grad}
-        self.loader = task.loader(seed=recipe.seed, prepare=recipe.objective.prepare)
+        self.loader = task.loader(
+            seed=recipe.seed, prepare=recipe.objective.prepare, rank=ranks.data_rank, world=ranks.data_world
+        )
         self.progress = Progress(loader=self.loader.state())
+        self.groups, self.norms, self.waiting = groups(self.model), dict[str, float](), Waiting()
         task.validation()  # what is wrong with it is said now, not after the first hours
 
-    def train(self, watch: Watch, stop: threading.Event) -> Progress:
-        """Step until the run has ended (:func:`ended`), or ``stop``."""
+    def train(self, watch: Watch, stop: threading.Event, report: Report | None = None) -> Progress:
+        """Step until the run has ended (:func:`ended`), or ``stop``, or ``report`` says so."""
         recipe, progress = self.recipe, self.progress
         clock = time.perf_counter() - progress.seconds
-        batches = iter(self.loader)
+        batches = self.waiting.over(iter(self.loader))
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        watch.say(f"{parameters:,} parameters on {self.device}, from step {progress.step} to {recipe.num_steps}")
-        with closing(Log(self.out / "log.jsonl", progress.log_bytes)) as log:
-            while not ended(recipe, progress) and not stop.is_set():
+        where = f"{self.device}" if self.ranks.world == 1 else f"{self.ranks.world} processes"
+        watch.say(f"{parameters:,} parameters on {where}, from step {progress.step} to {recipe.num_steps}")
+        tracked = Trackers(recipe.track if self.ranks.leader else (), self.out, recipe, progress.step, watch.say)
+        path = self.out / "log.jsonl" if self.ranks.leader else None
+        with closing(Log(path, progress.log_bytes)) as log, tracked as self.trackers:
+            self.health = Health(log.records())
+            while not ended(recipe, progress) and not self.ranks.any(stop.is_set()):
                 self.step(batches)
-                progress.seconds = time.perf_counter() - clock
+                progress.seconds = self.ranks.share(time.perf_counter() - clock)
                 watch.advance(progress.step)
                 if ended(recipe, progress) or progress.step % recipe.log_every == 0:
                     self.record(self.summary(), log, watch)
                 if ended(recipe, progress) or progress.step % recipe.valid_every == 0:
-                    self.validate(log, watch)
-                    progress.seconds = time.perf_counter() - clock
+                    metrics = self.validate(log, watch)
+                    progress.seconds = self.ranks.share(time.perf_counter() - clock)
                     self.save(log)
+                    if report and report(progress.step, metrics):
+                        stop.set()
             if not ended(recipe, progress):
                 self.save(log)
                 watch.say(f"stopped at step {progress.step} and saved; go on with: regard train {self.out} --resume")
@@ -149,16 +214,21 @@ class Run:
         progress.step += 1
         if recipe.unfreeze_every:
             thaw(self.depths, recipe.unfreeze_every, progress.step)
-        totals = accumulate(self.model, recipe.objective, self.draw(batches), self.device, recipe.precision)
+        totals = self.ranks.sum(accumulate(self.learner, self.draw(batches), self.ranks, recipe.precision))
+        self.ranks.settle(self.model)
+        each = totals["targets"] / self.ranks.data_world  # gradients are sums, and their means where there are ranks
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = float(get_total_norm(gradients)) / totals["targets"]
+        norm = self.ranks.norm(gradients) / each
         if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
             raise TrainingError(
                 f"step {progress.step}: the loss is {totals['loss'] / totals['targets']:g} and the gradient's norm "
-                f"{norm:g}; lower schedule.lr or lengthen schedule.warmup"
+                f"{norm:g}{self.blame()}; lower schedule.lr or lengthen schedule.warmup"
             )
+        logged = progress.step % recipe.log_every == 0 or progress.step == recipe.num_steps
+        self.norms = self.ranks.union(gradient_norms(self.groups, each)) if logged else {}
         shrink = min(1.0, recipe.clip_norm / norm) if recipe.clip_norm and norm else 1.0
-        torch._foreach_mul_(gradients, shrink / totals["targets"])
+        gradients = [local(gradient) for gradient in gradients]
+        torch._foreach_mul_(gradients, shrink / each)
         if recipe.clip_value:
             torch._foreach_clamp_min_(gradients, -recipe.clip_value)
             torch._foreach_clamp_max_(gradients, recipe.clip_value)
@@ -169,20 +239,37 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.step(progress.step)
         progress.loader = self.loader.state()
-        totals |= {"steps": 1, "grad_norm": norm, "seconds": time.perf_counter() - began}
+        progress.tokens += int(totals["tokens"])
+        totals |= {"steps": 1, "grad_norm": norm, "waiting": self.waiting.taken()}
+        totals["seconds"] = time.perf_counter() - began
+        most = max(norm, progress.window.get("grad_norm_max", 0.0))
         progress.window = {name: progress.window.get(name, 0) + value for name, value in totals.items()}
+        progress.window["grad_norm_max"] = most
 
-    def draw(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches of one step. Raises DataError for one in which no target carries loss, with an example."""
-        for batch in islice(batches, self.recipe.accumulate):
-            if "targets" in batch and not (batch["targets"] != IGNORE).any():
+    def draw(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The batches of one step that fall to this rank. Raises DataError for one in which no target carries loss."""
+        drawn = []
+        for batch in islice(batches, self.recipe.accumulate // self.ranks.data_world):
+            place = self.loader.place
+            if place and "targets" in batch and not (batch["targets"] != IGNORE).any():
                 raise DataError(
-                    f"step {self.progress.step}: every target is masked in batch {self.loader.index} of epoch "
-                    f"{self.loader.epoch}, which begins with {self.task.show(batch):.300}"
+                    f"step {self.progress.step}: every target is masked in batch {place.number + 1} of epoch "
+                    f"{place.epoch}, which begins with {self.task.show(batch):.300} ({self.task.where(place.rows)})"
                 )
-            yield batch
+            drawn.append(batch)
+        return drawn
 
-    def summary(self) -> dict[str, float]:
+    def blame(self) -> str:
+        """Where the first number came from, in the step under way, that is not finite: a clause for the error."""
+        self.loader.restore(self.progress.loader)
+        count = self.recipe.accumulate // self.ranks.data_world
+
+        def learn(batch: Batch) -> None:
+            accumulate(self.learner, [batch], self.ranks, self.recipe.precision)
+
+        return blame(self.model, self.loader, count, learn, self.task.show)
+
+    def summary(self) -> dict[str, Any]:
         """The log's line for the steps since the last one."""
         window, progress = self.progress.window, self.progress
         self.progress.window = {}
@@ -192,74 +279,157 @@ class Run:
             **{name: value / window["targets"] for name, value in window.items() if name not in NOT_MEANS},
             "lr": self.recipe.schedule(progress.step, self.recipe.num_steps),
             "grad_norm": window["grad_norm"] / window["steps"],
+            "grad_norm_max": window["grad_norm_max"],
+            "grad_norms": self.norms,
             "tokens_per_second": window["tokens"] / window["seconds"],
+            "waiting": window["waiting"] / window["seconds"],
             "seconds": progress.seconds,
         }
 
     @torch.no_grad()
-    def validate(self, log: Log, watch: Watch) -> None:
-        """Measure the averaged weights on held-out data, and keep them if they are the best so far."""
+    def validate(self, log: Log, watch: Watch) -> Mapping[str, float]:
+        """What the averaged weights measure on held-out data; they are kept if they are the best so far."""
         self.average.validated()
-        model = self.average.model.eval()
+        self.judge.eval()
         sums: Counter[str] = Counter()
         for batch in self.task.validation():
-            loss = self.recipe.objective.loss(model, to(batch, self.device))
-            parts = {"loss": loss.sum, "targets": loss.count, **loss.parts}
-            sums.update({name: float(value) for name, value in parts.items()})
+            with suppress(Passed):
+                loss, count, parts = self.judge(to(batch, self.device))
+                sums.update({name: float(value) for name, value in {"loss": loss, "targets": count, **parts}.items()})
+        sums = Counter(self.ranks.share(sums, self.ranks.speaker))
         metrics = {f"valid_{name}": value / sums["targets"] for name, value in sums.items() if name != "targets"}
-        metrics |= self.task.metrics(model, metrics["valid_nll"])
+        model, seen = self.whole(), dict[str, Any]()
+        if model is not None:
+            metrics |= self.task.metrics(model, metrics["valid_nll"])
+            seen = self.observe(model)
+        metrics = self.ranks.share(metrics)
         self.model.train()
-        self.record({"step": self.progress.step, **metrics, "seconds": self.progress.seconds}, log, watch)
+        self.record({"step": self.progress.step, **metrics, **seen, "seconds": self.progress.seconds}, log, watch)
         score, best = metrics[self.task.monitor], self.progress.best
         self.progress.stale = 0 if best is None or score > best else self.progress.stale + 1
         if best is None or score >= best:
             self.progress.best = score
-            with replacing(self.out / "best") as folder:
-                self.write_model(folder)
+            if model is not None:
+                with replacing(self.out / "best") as folder:
+                    self.write_model(model, folder)
+                    (folder / CARD).write_text(self.card(metrics), encoding="utf-8")
+        return metrics
 
-    def record(self, line: dict[str, float], log: Log, watch: Watch) -> None:
-        """One line to the log and to whoever watches."""
-        log.write(line)
-        watch.show(line)
+    def observe(self, model: nn.Module) -> dict[str, Any]:
+        """How the model works, on a batch of middle length, and what it answers to the first held-out examples."""
+        batches = self.task.validation()
+        answers = samples(self.task, model)
+        return look(model, to(batches[len(batches) // 2], self.device)) | ({"samples": answers} if answers else {})
+
+    def card(self, metrics: Mapping[str, float]) -> str:
+        """The card of the model that measures so."""
+        rows = [len(next(iter(batch.values()))) for batch in self.task.validation()]
+        return card(
+            self.recipe,
+            self.progress,
+            metrics,
+            sizes={"train": len(self.loader.examples), "valid": sum(rows)},
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            device=self.device,
+            processes=self.ranks.world,
+        )
+
+    def record(self, line: dict[str, Any], log: Log, watch: Watch) -> None:
+        """One line to the log and to whoever watches, and then what it shows to be wrong."""
+        for each in (line, *self.health.examine(line)):
+            log.write(each)
+            watch.show(each)
+            self.trackers.write(each)
 
     def save(self, log: Log) -> None:
         """Write last/, from which :meth:`restore` goes on."""
         self.progress.log_bytes = log.sync()
-        with replacing(self.out / "last") as folder:
-            self.write_model(folder)
-            save_state(folder, self.progress, self.model, self.optimizer, self.average)
+        last, model = self.out / "last", self.whole()
+        with self.ranks.led(staged(last)) as folder:
+            if model is not None:
+                self.write_model(model, Path(folder))
+            save_state(Path(folder), self.ranks, self.progress, self.model, self.optimizer, self.average)
+            self.ranks.wait()
+        if self.ranks.leader:
+            tidy(last, self.progress)
 
-    def write_model(self, folder: Path) -> None:
+    def whole(self) -> nn.Module | None:
+        """The model with the averaged weights, in evaluation mode; put together on the leader, None on other ranks."""
+        model = self.average.model.eval()
+        if not self.ranks.sharded:
+            return model if self.ranks.leader else None
+        full = zoo.build(self.recipe.model, dtype=weights(self.recipe.precision), device="meta")
+        tensors = self.ranks.whole(tensors_of(model), tensors_of(full))
+        if not self.ranks.leader:
+            return None
+        assign(full, tensors, where="the model across processes")
+        return full.eval()
+
+    def write_model(self, model: nn.Module, folder: Path) -> None:
         """The averaged weights as a checkpoint that :func:`regard.load` reads, with the tokenizer."""
-        zoo.save(self.average.model, folder)
+        zoo.save(model, folder)
         self.task.save(folder)
 
+    @torch.no_grad()
     def restore(self) -> None:
         """Go on from last/."""
         folder = self.out / "last"
         if self.recipe.average:
-            self.average.model.load_state_dict(zoo.load(folder, device=self.device).state_dict())
-        self.progress = load_state(folder, self.model, self.optimizer, self.average)
+            saved = tensors_of(zoo.load(folder))
+            for name, tensor in tensors_of(self.average.model).items():
+                put(tensor, saved[name])
+        self.progress = load_state(folder, self.ranks, self.model, self.optimizer, self.average)
         self.loader.restore(self.progress.loader)
 
 
+@contextmanager
+def staged(folder: Path) -> Iterator[str]:
+    """The path, which ranks can tell each other, of what :func:`replacing` gives."""
+    with replacing(folder) as scratch:
+        yield str(scratch)
+
+
+class Learner(nn.Module):
+    """A model and its objective as one module: a batch in, the sum, the count and the parts of its loss out."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        loss = self.objective.loss(self.model, batch)
+        return loss.sum, loss.count, dict(loss.parts)
+
+
 def accumulate(
-    model: nn.Module, objective: Objective, batches: Iterable[Batch], device: torch.device, precision: PrecisionName
+    learner: nn.Module, batches: Sequence[Batch], ranks: Ranks, precision: PrecisionName
 ) -> dict[str, float]:
     """Add the gradient of the summed loss of ``batches``; the caller divides by ``targets``, however they were split.
+
+    Args:
+        learner: a :class:`Learner`, as the ranks have divided it.
+        batches: this rank's.
+        ranks: who takes the step together.
+        precision: of the products.
 
     Returns:
         sums over the batches: ``loss``, ``targets``, ``tokens`` (padding left out) and the objective's parts.
     """
-    totals: dict[str, float] = {}
-    for batch in batches:
-        with autocast(precision, device):
-            loss = objective.loss(model, to(batch, device))
-        loss.sum.backward()
+
+    def forward(batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        with autocast(precision, ranks.device):
+            loss, count, parts = learner(to(batch, ranks.device))
         read = int(batch["valid"].sum()) if "valid" in batch else 0  # by an encoder; a decoder alone reads what it says
-        sums = {"loss": loss.sum.detach(), "targets": loss.count, "tokens": read + loss.count, **loss.parts}
-        totals = {name: totals.get(name, 0) + float(value) for name, value in sums.items()}
-    return totals
+        sums = {"loss": loss.detach(), "targets": count, "tokens": read + count, **parts}
+        return loss, {name: float(value) for name, value in sums.items()}
+
+    reports = ranks.stages.run(forward, batches) if ranks.stages else []
+    for number, batch in enumerate(() if ranks.stages else batches, start=1):
+        with ranks.hold(learner, last=number == len(batches)):
+            loss, report = forward(batch)
+            loss.backward()
+        reports.append(report)
+    return {name: sum(report[name] for report in reports) for name in (reports[0] if reports else ())}
 
 
 def to(batch: Batch, device: torch.device) -> Batch:

@@ -12,6 +12,10 @@ from regard.blocks.residual import Stack
 from regard.core.errors import ConfigError
 from regard.core.serial import check_fields
 from regard.train.freeze import depths
+from regard.train.parallel import cuts, is_cut
+
+WHOLE = ("adafactor", "muon")
+"""Those whose step on a matrix is more than steps on its parts."""
 
 OptimizerName = Literal["sgd", "rmsprop", "adam", "adamw", "adafactor", "muon"]
 
@@ -66,6 +70,8 @@ def build_optimizer(optimizer: Optimizer, model: nn.Module) -> torch.optim.Optim
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise ConfigError("every parameter of the model is frozen: there is nothing to train")
+    if optimizer.name in WHOLE and any(map(is_cut, trained)):
+        raise ConfigError(f"optimizer.name {optimizer.name} needs whole matrices: set parallel.shard and .tensor to 1")
     depth = depths(model)
     if optimizer.name == "muon":
         return _muon(optimizer, model, trained, depth)
@@ -88,18 +94,18 @@ def build_optimizer(optimizer: Optimizer, model: nn.Module) -> torch.optim.Optim
 def _groups(
     optimizer: Optimizer, parameters: Iterable[nn.Parameter], depth: Mapping[nn.Parameter, int]
 ) -> list[dict[str, Any]]:
-    """The parameters by depth, where that matters, and matrices, which alone decay, before vectors."""
-    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    """The parameters by depth, where that matters; matrices, which alone decay, before vectors; and by their layout."""
+    found: dict[tuple[int, bool, int], list[nn.Parameter]] = {}
     for parameter in parameters:
         level = depth[parameter] if optimizer.layer_decay < 1 else 0
-        found.setdefault((level, parameter.ndim < 2), []).append(parameter)
+        found.setdefault((level, parameter.ndim < 2, cuts(parameter)), []).append(parameter)
     return [
         {
             "params": members,
             "weight_decay": 0.0 if is_vector else optimizer.weight_decay,
             "scale": optimizer.layer_decay**level,
         }
-        for (level, is_vector), members in sorted(found.items())
+        for (level, is_vector, _), members in sorted(found.items())
     ]
 
 

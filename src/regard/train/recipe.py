@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import astuple, dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from regard.objectives.supervise import Supervise
 from regard.tasks import datas
 from regard.tasks.task import Data
 from regard.train.optimize import Optimizer
+from regard.train.parallel import Parallel
 from regard.train.precision import PrecisionName
 from regard.train.schedule import Schedule
+from regard.train.track import TrackerName
 from regard.zoo import families, family_of
 
 
@@ -44,12 +46,14 @@ class Recipe:
         recompute: save memory by running every so many blocks twice (:class:`regard.blocks.residual.Stack`); 1 = all,
             0 = none.
         compile: compile the model's blocks with torch.compile, which takes a minute and saves time in long runs.
+        parallel: how the processes of the run share the model, where there are several.
         precision: ``bfloat16`` multiplies matrices in it and keeps weights, norms and the loss in float32; ``auto``
-            does so where the hardware can.
+            does so where the hardware can; ``float64`` is for comparing one way of computing with another.
         log_every: steps between lines of the log.
         valid_every: steps between validations, which also save.
         patience: stop after so many validations in a row without a better metric; 0 = never.
         max_minutes: stop, validated and saved, when training has taken this long; None = never.
+        track: where the log goes besides its file: ``tensorboard``, ``wandb``.
         seed: of weights, data order and dropout.
     """
 
@@ -67,11 +71,13 @@ class Recipe:
     unfreeze_every: int = 0
     recompute: int = 0
     compile: bool = False
+    parallel: Parallel = field(default_factory=Parallel)
     precision: PrecisionName = "auto"
     log_every: int = 50
     valid_every: int = 500
     patience: int = 0
     max_minutes: float | None = None
+    track: tuple[TrackerName, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +90,10 @@ class Recipe:
         if not 0 <= self.average < 1 and not (self.average >= 2 and float(self.average).is_integer()):
             raise ConfigError(
                 f"average {self.average} must be a decay, at least 0 and less than 1, or a number of validations from 2"
+            )
+        if self.unfreeze_every and max(astuple(self.parallel)) > 1:
+            raise ConfigError(
+                "unfreeze_every needs the whole model in each process: set parallel.shard, tensor and pipeline to 1"
             )
         if self.compile and self.recompute:
             raise ConfigError(

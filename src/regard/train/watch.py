@@ -3,29 +3,38 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from regard.core.errors import TrainingError
+from regard.data.log import read_log
 
 Record = Mapping[str, Any]
+
+UNSAID = ("step", "grad_norm_max", "waiting")
+"""Numbers of a record that a line for people leaves out, or has elsewhere."""
 
 
 class Log:
     """log.jsonl: one JSON object a line, each with its ``step``.
 
     Args:
-        path: the file.
+        path: the file; None for a process that is not to write.
         length: bytes to keep of it; what a killed process wrote after its last checkpoint is written again.
     """
 
-    def __init__(self, path: Path, length: int = 0) -> None:
+    def __init__(self, path: Path | None, length: int = 0) -> None:
         self.path = path
-        self.file = path.open("ab")
+        self.file = path.open("ab") if path else tempfile.TemporaryFile()  # noqa: SIM115 - see close
         self.file.truncate(min(length, os.fstat(self.file.fileno()).st_size))
         self.file.seek(0, os.SEEK_END)
+
+    def records(self) -> list[dict[str, Any]]:
+        """What stands in it, line by line. Raises DataError for a line that is no record."""
+        return read_log(self.path) if self.path else []
 
     def write(self, record: Record) -> None:
         """Append one line. Raises TrainingError when it cannot be written."""
@@ -100,9 +109,31 @@ class Watch:
         self.bar.update(self.job, completed=step)
 
     def show(self, record: Record) -> None:
-        """A line of the log: a validation is always printed, the rest only where there is no bar."""
+        """A line of the log: what ails the run and a validation are always printed, the rest where there is no bar."""
+        place = f"step {record['step']:>6,} / {self.num_steps:,}   "
+        if "health" in record:
+            self.say(f"{place}{record['health']}: {record['message']}")
+            return
         if "loss" in record:
             self.bar.update(self.job, rate=record["tokens_per_second"], loss=record["loss"])
         if "loss" not in record or self.bar.disable:
-            values = [f"{name} {value:.4g}" for name, value in record.items() if name != "step"]
-            self.say(f"step {record['step']:>6,} / {self.num_steps:,}   {'   '.join(values)}")
+            values = [
+                f"{name} {value:.4g}"
+                for name, value in record.items()
+                if name not in UNSAID and isinstance(value, (int, float))
+            ]
+            self.say(place + "   ".join([*values, *self._left(record)]))
+
+    def _left(self, record: Record) -> list[str]:
+        """How much longer it will take, by the mean of the steps so far; of a validation it need not be said again."""
+        if "loss" not in record or "seconds" not in record or record["step"] >= self.num_steps:
+            return []
+        return [f"left {rough(record['seconds'] / record['step'] * (self.num_steps - record['step']))}"]
+
+
+def rough(seconds: float) -> str:
+    """A time to come, no more exactly than it can be known: 40 s, 3 min, 2 h 10 min."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,137 @@
+"""Starting a run as several processes of this machine, and starting it again when one of them dies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import IO
+
+from regard.core.errors import ConfigError
+from regard.train.parallel import LOST
+
+GRACE = 3.0
+"""Seconds for the other processes to end by themselves, and to say why, once one has."""
+
+LINES = 20
+"""How much is shown of what a process said that failed; the leader speaks at once."""
+
+ORDERLY = (0, 2, 130)
+"""Statuses that starting again would not change: done, the user's error, interrupted."""
+
+
+def launch(command: Sequence[str], nproc: int, *, restarts: int = 3) -> int:
+    """Run a command as ``nproc`` processes that know of each other, as torchrun does on one machine.
+
+    They find in their environment what torch.distributed looks for. When one is killed or crashes, the others are
+    ended, and all begin again with ``--resume``; not so after an error of the user's (2), which would only happen
+    again, or when interrupted (130). SIGINT and SIGTERM are passed on, once.
+
+    Args:
+        command: a ``regard train`` command.
+        nproc: how many processes.
+        restarts: how often to begin again.
+
+    Returns:
+        the exit status: 0, or what the processes that failed ended with.
+
+    Raises:
+        ConfigError: ``nproc`` is below 1.
+    """
+    if nproc < 1:
+        raise ConfigError(f"--nproc {nproc} must be at least 1")
+    with asked() as stop:
+        for attempt in range(restarts + 1):
+            statuses = _run([*command, *["--resume"] * (attempt > 0)], nproc, stop)
+            crashed = [(rank, status) for rank, status in enumerate(statuses) if status not in ORDERLY]
+            if not crashed or stop.is_set():
+                break
+            rank, status = min(crashed, key=lambda each: each[1] >= 0)  # one that was killed made the others crash
+            how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"crashed (exit status {status})"
+            again = f"; all go on from the last checkpoint, restart {attempt + 1} of {restarts}"
+            sys.stderr.write(f"regard: process {rank} {how}{again * (attempt < restarts)}\n")
+    worst = next((status for _, status in crashed), max(statuses))
+    return worst if worst >= 0 else 128 - worst
+
+
+def _run(command: Sequence[str], nproc: int, stop: threading.Event) -> list[int]:
+    """The exit status of each process, from one start to the end of all."""
+    with ExitStack() as stack:
+        errors = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(nproc)]
+        port = _free_port()
+        processes = [_start(command, rank, nproc, port, errors[rank]) for rank in range(nproc)]
+        try:
+            _watch(processes, stop)
+            statuses = [process.poll() for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        for line in dict.fromkeys(line for file in errors for line in _said(file) if LOST not in line):
+            sys.stderr.write(line)
+    return [0 if status is None else status for status in statuses]
+
+
+def _said(file: IO[str]) -> list[str]:
+    file.seek(0)
+    return file.readlines()[-LINES:]
+
+
+def _watch(processes: Sequence["subprocess.Popen[str]"], stop: threading.Event) -> None:
+    """Until the leader has ended or another process has failed; and then a little, for all to end by themselves."""
+    told = False
+    while processes[0].poll() is None and not any(process.poll() for process in processes):
+        time.sleep(0.05)
+        if stop.is_set() and not told:
+            told = True
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + GRACE
+    while time.monotonic() < until and any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+
+
+def _start(command: Sequence[str], rank: int, nproc: int, port: int, errors: IO[str]) -> "subprocess.Popen[str]":
+    """One process. The leader speaks; what another says is kept, to be shown if it is the one that fails."""
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stderr=None if rank == 0 else errors,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # what the terminal sends comes to this process, which passes it on once
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def asked() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set."""
+    event = threading.Event()
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
