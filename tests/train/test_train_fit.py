@@ -3,16 +3,19 @@
 import copy
 import dataclasses
 import json
+import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -194,6 +197,48 @@ def whole(recipe, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
     fit(recipe, run, quiet=True)
     return run
+
+
+def test_saving_in_the_background_changes_nothing(recipe, whole, tmp_path):
+    fit(dataclasses.replace(recipe, background=True), tmp_path, quiet=True)
+    for name in ("last/training.safetensors", "last/model.safetensors", "best/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_what_goes_wrong_in_the_background_is_told(recipe, tmp_path):
+    def obstruct(step, _):
+        (tmp_path / "last").rename(tmp_path / f"last-{step}")
+        (tmp_path / "last").write_text("no folder")
+        return False
+
+    with pytest.raises(CheckpointError, match="last: cannot be saved"):
+        fit(dataclasses.replace(recipe, background=True), tmp_path, quiet=True, report=obstruct)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="another system's permissions")
+def test_a_lost_permission_leaves_the_old_checkpoint(recipe):
+    run = Path(tempfile.mkdtemp())  # pytest's own folders may be entered by their owner alone
+    run.chmod(0o755)
+    user, kept = os.geteuid(), {}
+
+    def lose(*_):
+        kept.update({path.name: path.read_bytes() for path in (run / "last").iterdir() if path.is_file()})
+        for name in ("best", "last"):
+            (run / name).chmod(0o555)
+        if user == 0:  # whom no permission stops
+            os.seteuid(65534)
+        return False
+
+    try:
+        with pytest.raises(CheckpointError, match=r"(best|last): cannot be saved .*ermission denied.* untouched"):
+            fit(dataclasses.replace(recipe, average=0.0, patience=0), run, quiet=True, report=lose)
+    finally:
+        os.seteuid(user)
+        for name in ("best", "last"):
+            (run / name).chmod(0o755)
+    assert kept == {path.name: path.read_bytes() for path in (run / "last").iterdir() if path.is_file()}
+    fit(dataclasses.replace(recipe, average=0.0, patience=0), run, quiet=True, resume=True)
+    shutil.rmtree(run)
 
 
 def test_the_folder_explains_itself(recipe, whole):

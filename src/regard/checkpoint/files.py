@@ -148,7 +148,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: a file cannot be written; ``folder`` is as it was.
     """
-    new = not folder.exists()
+    new = not os.path.exists(folder)  # noqa: PTH110 - Path's raises where the folders above may not be entered
     try:
         folder.mkdir(parents=True, exist_ok=True)
         settle(folder)

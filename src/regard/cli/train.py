@@ -59,11 +59,14 @@ def plan(args: Namespace, fields: list[str]) -> tuple["Recipe", Path]:
     """The recipe to train by and the folder to train in. Raises ConfigError for a name or field that is not there."""
     from regard.recipes import find
     from regard.train.recipe import load_recipe, override
+    from regard.train.tune import ASKED
 
     if "/" in args.what or Path(args.what).is_dir():
         from regard.checkpoint.hub import existing
 
         existing(args.what)
+    if Path(args.what, ASKED).exists():
+        raise ConfigError(f"{args.what} is a search: 'regard tune {args.what} --resume' goes on with it")
     stored = Path(args.what, "recipe.json")
     again = stored.exists()
     recipe = override(load_recipe(stored) if again else find(args.what), fields, f"regard train {args.what}")

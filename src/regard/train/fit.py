@@ -1,5 +1,6 @@
 """The training loop."""
 
+import copy
 import math
 import shutil
 import signal
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from regard.train.pipeline import Passed
 from regard.train.precision import PrecisionName, autocast, keep_few_kernels, resolve, weights
 from regard.train.recipe import Recipe, load_recipe, save_recipe
 from regard.train.signs import blame, gradient_norms, groups, look, samples
-from regard.train.state import Progress, claim, load_state, put, save_state, tidy
+from regard.train.state import Background, Progress, claim, load_state, put, save_state, state_of, tidy
 from regard.train.track import Trackers, check_installed
 from regard.train.watch import Log, Watch
 
@@ -126,8 +128,8 @@ def settled(recipe: Recipe, task: Task, out: Path, ranks: Ranks) -> Recipe:
 def lasting(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe a run keeps to the end: all that decides its steps."""
     value: dict[str, Any] = to_json(recipe)
-    value.pop("parallel")
-    value.pop("track")
+    for name in ("parallel", "background", "track"):
+        value.pop(name)
     value["data"].pop("num_workers", None)
     return value
 
@@ -174,6 +176,7 @@ class Run:
         )
         self.progress = Progress(loader=self.loader.state())
         self.groups, self.norms, self.waiting = groups(self.model), dict[str, float](), Waiting()
+        self.saving = Background()
         task.validation()  # what is wrong with it is said now, not after the first hours
 
     def train(self, watch: Watch, stop: threading.Event, report: Report | None = None) -> Progress:
@@ -186,7 +189,7 @@ class Run:
         watch.say(f"{parameters:,} parameters on {where}, from step {progress.step} to {recipe.num_steps}")
         tracked = Trackers(recipe.track if self.ranks.leader else (), self.out, recipe, progress.step, watch.say)
         path = self.out / "log.jsonl" if self.ranks.leader else None
-        with closing(Log(path, progress.log_bytes)) as log, tracked as self.trackers:
+        with closing(Log(path, progress.log_bytes)) as log, tracked as self.trackers, self.saving:
             self.health = Health(log.records())
             while not ended(recipe, progress) and not self.ranks.any(stop.is_set()):
                 self.step(batches)
@@ -198,10 +201,13 @@ class Run:
                     metrics = self.validate(log, watch)
                     progress.seconds = self.ranks.share(time.perf_counter() - clock)
                     self.save(log)
-                    if report and report(progress.step, metrics):
-                        stop.set()
+                    if report:
+                        self.saving.wait()
+                        if report(progress.step, metrics):
+                            stop.set()
             if not ended(recipe, progress):
                 self.save(log)
+                self.saving.wait()
                 watch.say(f"stopped at step {progress.step} and saved; go on with: regard train {self.out} --resume")
             elif 0 < recipe.patience <= progress.stale:
                 watch.say(f"ended at step {progress.step}: no better in {progress.stale} validations")
@@ -344,14 +350,27 @@ class Run:
     def save(self, log: Log) -> None:
         """Write last/, from which :meth:`restore` goes on."""
         self.progress.log_bytes = log.sync()
-        last, model = self.out / "last", self.whole()
-        with self.ranks.led(staged(last)) as folder:
+        model, state = self.whole(), state_of(self.ranks, self.model, self.optimizer, self.average)
+        if self.recipe.background and model is not None:
+            copied = {name: tensor.detach().clone() for name, tensor in state.items()}
+            work = partial(self.write_last, copy.deepcopy(model), copied, copy.deepcopy(self.progress))
+            self.saving.start(work)
+        else:
+            self.write_last(model, state, self.progress)
+
+    def write_last(self, model: nn.Module | None, state: Mapping[str, Tensor], progress: Progress) -> None:
+        """Write last/: the leader, or all ranks where each holds a share."""
+        last = self.out / "last"
+        if not self.ranks.sharded and model is None:
+            return
+        with self.ranks.led(staged(last)) if self.ranks.sharded else staged(last) as folder:
             if model is not None:
                 self.write_model(model, Path(folder))
-            save_state(Path(folder), self.ranks, self.progress, self.model, self.optimizer, self.average)
-            self.ranks.wait()
+            save_state(Path(folder), self.ranks, progress, state)
+            if self.ranks.sharded:
+                self.ranks.wait()
         if self.ranks.leader:
-            tidy(last, self.progress)
+            tidy(last, progress)
 
     def whole(self) -> nn.Module | None:
         """The model with the averaged weights, in evaluation mode; put together on the leader, None on other ranks."""

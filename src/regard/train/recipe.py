@@ -47,6 +47,8 @@ class Recipe:
             0 = none.
         compile: compile the model's blocks with torch.compile, which takes a minute and saves time in long runs.
         parallel: how the processes of the run share the model, where there are several.
+        background: save while training goes on, from a copy of weights and optimiser in main memory; helps where saving
+            takes long beside ``valid_every`` steps.
         precision: ``bfloat16`` multiplies matrices in it and keeps weights, norms and the loss in float32; ``auto``
             does so where the hardware can; ``float64`` is for comparing one way of computing with another.
         log_every: steps between lines of the log.
@@ -72,6 +74,7 @@ class Recipe:
     recompute: int = 0
     compile: bool = False
     parallel: Parallel = field(default_factory=Parallel)
+    background: bool = False
     precision: PrecisionName = "auto"
     log_every: int = 50
     valid_every: int = 500
@@ -95,6 +98,8 @@ class Recipe:
             raise ConfigError(
                 "unfreeze_every needs the whole model in each process: set parallel.shard, tensor and pipeline to 1"
             )
+        if self.background and max(astuple(self.parallel)) > 1:
+            raise ConfigError("background needs a whole model in each process: set the fields of parallel to 1")
         if self.compile and self.recompute:
             raise ConfigError(
                 "compile and recompute exclude each other: what is compiled decides itself what to recompute"

@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from types import TracebackType
+from typing import Self, TextIO
 from weakref import WeakSet
 
 import torch
@@ -49,14 +51,8 @@ class Progress:
     stale: int = 0
 
 
-def save_state(
-    folder: Path, ranks: Ranks, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average
-) -> None:
-    """Write training.safetensors (weights in training, optimiser, average, random states) and training.json.
-
-    All ranks call this. Where the model is cut across them, each writes what it holds: training-00001.safetensors and
-    so on, each with a table of where in the whole its parts lie.
-    """
+def state_of(ranks: Ranks, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average) -> dict[str, Tensor]:
+    """What a run needs to go on: weights in training, optimiser, average, random states. All ranks call this."""
     tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in tensors_of(model).items()}
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
@@ -65,6 +61,15 @@ def save_state(
     tensors["random.cpu"] = ranks.gather(torch.get_rng_state())
     if ranks.device.type == "cuda":
         tensors["random.cuda"] = ranks.gather(torch.cuda.get_rng_state())
+    return tensors
+
+
+def save_state(folder: Path, ranks: Ranks, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+    """Write what :func:`state_of` gave to training.safetensors, and training.json.
+
+    Where the model is cut across ranks, all call this, and each writes what it holds: training-00001.safetensors and so
+    on, each with a table of where in the whole its parts lie.
+    """
     kept = {name: value for name, value in tensors.items() if ranks.keeps(value)}
     progress.files = ranks.world if ranks.sharded else 1
     if ranks.leader or ranks.sharded:
@@ -125,6 +130,44 @@ def tidy(folder: Path, progress: Progress) -> None:
     for path in folder.glob("training*"):
         if path.name not in files | tables | {PROGRESS}:
             path.unlink(missing_ok=True)
+
+
+class Background:
+    """Work that is done while training goes on, one piece at a time; what goes wrong is raised at the next one."""
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
+        self.failure: Exception | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(Exception) if error else nullcontext():  # the first thing that went wrong is what is told
+            self.wait()
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin, once what was begun before is done. Raises what that raised."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                self.failure = error
+
+        self.thread = threading.Thread(target=run, name="saving")
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Until it is done. Raises what it raised."""
+        if self.thread is not None:
+            self.thread.join()
+        self.thread, failure, self.failure = None, self.failure, None
+        if failure is not None:
+            raise failure
 
 
 def put(into: Tensor, full: Tensor) -> None:
@@ -245,6 +288,7 @@ def claim(run: Path, *, resume: bool) -> Iterator[bool]:
         try:
             yield (run / "last" / PROGRESS).exists()
         finally:
-            if not held and all(path.name == ".lock" for path in run.iterdir()):  # nothing came of it
-                (run / ".lock").unlink()
-                run.rmdir()
+            with suppress(OSError):  # a folder that may no longer be read is not to hide what went wrong
+                if not held and all(path.name == ".lock" for path in run.iterdir()):  # nothing came of it
+                    (run / ".lock").unlink()
+                    run.rmdir()
