@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CODE := src tests docs $(wildcard benchmarks)
-BENCHMARKS := $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/optimizers.py,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow lint bench docs clean
@@ -40,7 +40,7 @@ lint: .venv/.dev ## check style, types, and which room imports which
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-bench: .venv/.dev ## measure beside peers, one JSON line a measurement
+bench: .venv/.bench ## measure beside peers, one JSON line a measurement
 	@echo "* running $(words $(BENCHMARKS)) benchmarks" >&2
 	@set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
 
@@ -71,4 +71,9 @@ clean: ## remove .venv and everything else that the targets made, but not runs/
 .venv/.dev: .venv/.run
 	@echo "* installing the tools for tests, checks and docs"
 	@$(INSTALL) -e '.[hub,parquet,tune]' --group test --group lint --group docs
+	@touch $@
+
+.venv/.bench: .venv/.dev
+	@echo "* installing the peers to measure beside"
+	@$(INSTALL) --group bench
 	@touch $@

@@ -40,3 +40,32 @@ def test_a_corpus_is_tokenised_and_read() -> None:
     assert line["build"]["bytes"] >= 1_000_000
     assert line["read 0 workers"]["tokens_per_second"] > 0
     assert line["read 1 worker"]["anonymous_peak"] < 1000
+
+
+@pytest.mark.timeout(300)
+def test_a_pair_of_optimiser_and_schedule_trains_once_and_is_held_to_the_loss(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    command = [sys.executable, "benchmarks/optimizers.py", "--steps", "4", "--only", "muon/cosine", "--loss", "20"]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, "--out", str(page)], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(page.with_suffix(".jsonl").read_text(encoding="utf-8"))
+    assert f"| muon | {measured['valid']:.2f} (4) |" in page.read_text(encoding="utf-8")
+    assert page.with_suffix(".svg").read_text(encoding="utf-8").startswith("<?xml")
+    page.with_suffix(".jsonl").write_text(json.dumps(measured | {"valid": 30.0}) + "\n", encoding="utf-8")
+    again = run()
+    assert again.returncode == 1
+    assert "1 of 1 do not reach 20.0: muon/cosine" in again.stderr
+    assert "| muon | **30.00** (4) |" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.timeout(300)
+def test_a_decoder_is_trained_by_every_side_that_is_installed() -> None:
+    arguments = ("--quick", "--steps", "2", "--warm-up", "1", "--mode", "float32")
+    found = {line["side"]: line for line in lines("benchmarks/decoder.py", *arguments)}
+    assert {"regard", "torch"} <= set(found)
+    assert found["regard"]["parameters"] == found["torch"]["parameters"]
+    assert found["regard"]["regard_is_faster"] == 1

@@ -28,8 +28,8 @@ def tiny(folder: Path) -> Recipe:
             embed_dim=8,
             ffn_dim=16,
             num_heads=4,
-            num_encoder_layers=1,
-            num_decoder_layers=2,
+            num_encoder_layers=3,
+            num_decoder_layers=3,
             max_seq_len=32,
             dropout=0.0,
         ),
@@ -50,7 +50,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "hybrid": {"parallel": Parallel(shard=2)},
     "tensor": {"parallel": Parallel(tensor=4)},
     "both": {"parallel": Parallel(shard=2, tensor=2)},
-    "stages": {"parallel": Parallel(pipeline=2), "recompute": 1},
+    "stages": {"parallel": Parallel(shard=2, pipeline=2), "recompute": 1},
     "all": {"parallel": Parallel(pipeline=2, tensor=2)},
     "mean": {"parallel": Parallel(shard=4), "average": 2.0},
     "clipped": {"parallel": Parallel(shard=4), "average": 0.0, "clip_norm": 0.05, "clip_value": 0.01},
@@ -76,6 +76,6 @@ if __name__ == "__main__":
     place, out, how, *names = sys.argv[1:]
     dist.init_process_group("gloo")
     for name, recipe in recipes(Path(place), names).items():
-        run = recipe if dist.get_world_size() == 4 else replace(recipe, parallel=Parallel(shard=2))
+        run = recipe if dist.get_world_size() == 4 else replace(recipe, parallel=Parallel(pipeline=2))
         stop = (lambda *_: True) if how == "stop" else None  # at the first validation
         fit(run, Path(out, name), resume=how == "resume", quiet=True, report=stop)

@@ -241,6 +241,15 @@ def test_a_lost_permission_leaves_the_old_checkpoint(recipe):
     shutil.rmtree(run)
 
 
+def test_without_an_average_a_stopped_run_goes_on_bit_for_bit(recipe, tmp_path):
+    recipe = dataclasses.replace(recipe, average=0.0)
+    fit(recipe, tmp_path / "whole", quiet=True)
+    fit(recipe, tmp_path / "cut", quiet=True, report=lambda step, _: step == 4)
+    fit(recipe, tmp_path / "cut", quiet=True, resume=True)
+    first, second = (tmp_path / name / "last" / "training.safetensors" for name in ("whole", "cut"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_the_folder_explains_itself(recipe, whole):
     names = {path.name for path in whole.iterdir()}
     assert {"recipe.json", "tokenizer.json", "log.jsonl", "best", "last"} <= names

@@ -80,9 +80,10 @@ def test_four_processes_take_the_steps_of_one(layout, together, alone):
 
 def test_a_run_goes_on_by_other_numbers_of_processes(folder, alone):
     out = folder / "changing"
-    assert processes(4, folder, out, "stop", "both", "mean") == 0
+    assert processes(4, folder, out, "stop", "both", "mean", "stages") == 0
     assert (out / "both" / "last" / "training-00004.safetensors").exists()
-    assert processes(2, folder, out, "resume", "both") == 0
+    assert processes(2, folder, out, "resume", "both", "stages") == 0
+    assert_same(result(out / "stages"), alone("stages"))
     assert not (out / "both" / "last" / "training-00004.safetensors").exists()
     assert_same(result(out / "both"), alone("both"))
     fit(replace(recipes(folder, ["mean"])["mean"], parallel=Parallel()), out / "mean", resume=True, quiet=True)

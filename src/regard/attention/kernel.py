@@ -51,17 +51,19 @@ def attention_weights(
 ) -> Float[Tensor, "B H Q K"]:
     """The softmax weights of scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
-    Computed in float32 at least. Rows that may see nothing are all zero.
+    Softmax is computed in float32 at least. Rows that may see nothing are all zero.
     """
     scores = (q * scale) @ _repeat(k, q.shape[1]).mT
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    wide = torch.promote_types(scores.dtype, torch.float32)
     if bias is not None:
-        scores = scores + bias
+        scores = scores.to(wide) + bias
     allowed = dense(mask, q_index, k_index, batch=q.shape[0], heads=q.shape[1])
     if allowed is None:
-        return scores.softmax(dim=-1).to(q.dtype)
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1).masked_fill(~allowed, 0.0).to(q.dtype)
+        return scores.softmax(dim=-1, dtype=wide).to(q.dtype)
+    # Adding is faster than filling, has no backward of its own, and in softmax comes to the same.
+    scores = scores + _floor(allowed, mask, q_index, k_index, scores.dtype)
+    weights = scores.softmax(dim=-1, dtype=wide).to(q.dtype)
+    return weights if _is_causal(mask, q_index, k_index) else weights.masked_fill(~allowed, 0.0)
 
 
 def eager(
@@ -81,7 +83,7 @@ def sdpa(
 ) -> Tensor:  # fmt: skip
     """``torch.nn.functional.scaled_dot_product_attention``: fused, never storing all scores at once."""
     # The causal shortcut numbers queries and keys from 0 each: right only when both are the same places.
-    causal = type(mask) is Causal and bias is None and q_index is k_index and q_index.span is not None
+    causal = bias is None and _is_causal(mask, q_index, k_index)
     extra = None if causal else _additive(mask, bias, q_index, k_index, q)
     grouped = k.shape[1] != q.shape[1]
     return F.scaled_dot_product_attention(
@@ -121,9 +123,10 @@ def flex(
 def auto(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     """SDPA, except on a CPU where the plain formula is faster: for a single query, and for short rows in bfloat16.
 
-    (SDPA's backward in bfloat16 takes ten times as long as in float32 at 16 keys, and as long at 256.)
+    (SDPA's backward in bfloat16 is slow: with it, the plain formula takes half the time up to 512 keys.)
     """
-    if q.device.type == "cpu" and (q.shape[2] == 1 or (q.dtype == torch.bfloat16 and k.shape[2] <= 256)):
+    short = 512 if q.requires_grad else 256
+    if q.device.type == "cpu" and (q.shape[2] == 1 or (q.dtype == torch.bfloat16 and k.shape[2] <= short)):
         return eager(q, k, v, **options)
     return sdpa(q, k, v, **options)
 
@@ -138,6 +141,20 @@ def kernel(name: str) -> AttentionKernel:
     if name not in KERNELS:
         raise ConfigError(f"no attention kernel '{name}'; there are {', '.join(KERNELS)}{did_you_mean(name, KERNELS)}")
     return KERNELS[name]
+
+
+def _is_causal(mask: Mask, q_index: Index, k_index: Index) -> bool:
+    """Whether it is known that each query sees itself and all before it: then none sees nothing."""
+    return type(mask) is Causal and q_index is k_index and q_index.span is not None
+
+
+def _floor(allowed: Tensor, mask: Mask, q_index: Index, k_index: Index, dtype: torch.dtype) -> Tensor:
+    """0 where ``allowed``, else a number so low that no score added to it has a weight, if there is another."""
+    key = (_floor, mask, q_index.beside(k_index), allowed.shape, dtype)
+    if key not in q_index.memo:
+        q_index.memo[key] = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min / 2)
+    found: Tensor = q_index.memo[key]
+    return found
 
 
 def _repeat(t: Tensor, num_heads: int) -> Tensor:

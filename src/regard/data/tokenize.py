@@ -156,8 +156,9 @@ class Tokenizer:
     def add(self, names: Sequence[str]) -> list[int]:
         """The ids of special tokens called so, which the vocabulary gets where it has none."""
         self._core.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in names])
-        self._size = max(self._core.get_vocab().values()) + 1
-        return [self._core.token_to_id(name) for name in names]
+        vocabulary = self._core.get_vocab()
+        self._size = max(vocabulary.values()) + 1
+        return [vocabulary[name] for name in names]
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, in the published layout; both or neither.

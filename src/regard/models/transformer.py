@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
 from regard.blocks.feedforward import ActivationName, FeedForward
 from regard.blocks.norm import NormName, norm
 from regard.blocks.residual import Block, Residual, Stack, branch
+from regard.blocks.trunk import sharing
 from regard.checkpoint.keymap import Constant, Repeat, Reshape, Rule
 from regard.core.errors import ConfigError, InputError
 from regard.core.types import Context, Index, Output
@@ -78,6 +80,8 @@ class TransformerConfig:
         eos_token: id that ends a sequence.
         never: ids that are never written, whatever their logits; published Marian checkpoints name padding.
         layers: sizes of each layer where they differ (pruned models), encoder first; None = all as above.
+        own: parts that each of the ``members`` has for itself, such as ``decoder`` and ``head``; they share the others.
+        members: those who share the model, where it has several tasks; the data names them.
     """
 
     vocab_size: int = 37000
@@ -107,6 +111,8 @@ class TransformerConfig:
     eos_token: int = 2
     never: tuple[int, ...] = ()
     layers: tuple[LayerSizes, ...] | None = None
+    own: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -213,6 +219,11 @@ class Transformer(nn.Module):
             raise InputError(f"max_len {max_len} is more than this model's {self.config.max_seq_len} positions")
         limit, read = max_len or self.config.max_seq_len, self.encode(tokens, valid)
         return StackDecoding(self.decoder_embed, self.decoder, self.head, limit, *read)
+
+
+def build(config: TransformerConfig, *, kernel: KernelName = "auto") -> nn.Module:
+    """The model; for several members, one that they share."""
+    return sharing(partial(Transformer, config, kernel=kernel), config)
 
 
 def embedding(config: TransformerConfig) -> Embedding:
@@ -421,7 +432,9 @@ PUBLISHED = TransformerConfig(position_layout="half", logits_bias=True)
 
 def to_hf(config: TransformerConfig) -> dict[str, Any]:
     """The published MarianMT configuration of ``config``. Raises ConfigError naming what it has no word for."""
-    names = ("gated", "norm", "norm_order", "norm_eps", "positions", "position_layout", "logits_bias", "drop_path")
+    names = (
+        "gated", "norm", "norm_order", "norm_eps", "positions", "position_layout", "logits_bias", "drop_path", "own",
+    )  # fmt: skip
     ours, theirs = ({name: getattr(each, name) for name in names} for each in (config, PUBLISHED))
     if odd := [f"{name}={ours[name]!r} (only {theirs[name]!r})" for name in names if ours[name] != theirs[name]]:
         raise ConfigError(f"the published layout has no {', '.join(odd)}")
@@ -501,7 +514,7 @@ FAMILY = Family(
     name="transformer",
     model_types=("marian",),
     config=TransformerConfig,
-    build=Transformer,
+    build=build,
     keymap=keymap,
     from_hf=from_hf,
     to_hf=to_hf,

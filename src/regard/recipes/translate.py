@@ -2,6 +2,7 @@
 
 from regard.models.transformer import TransformerConfig
 from regard.objectives.supervise import Supervise
+from regard.tasks.several import ParallelTexts
 from regard.tasks.translate import ParallelText
 from regard.train.recipe import Recipe
 from regard.train.schedule import Schedule, vaswani
@@ -27,6 +28,16 @@ def translate_small() -> Recipe:
     return _two_cores(model, data, Schedule("linear", lr=2e-3, warmup=500), num_steps=4000, average=0.998)
 
 
+def translate_many() -> Recipe:
+    """The tiny model for several pairs of languages at once; without data it learns phrases in three of them."""
+    model = TransformerConfig(
+        vocab_size=0, embed_dim=128, ffn_dim=512, num_heads=4, num_encoder_layers=2, num_decoder_layers=2,
+        norm_order="pre", dropout=0.1,
+    )  # fmt: skip
+    data = ParallelTexts(vocab_size=3000, max_tokens=2048, num_scored=100)
+    return _two_cores(model, data, Schedule("linear", lr=3e-3, warmup=200), num_steps=4000, average=0.99)
+
+
 def translate_base() -> Recipe:
     """The paper's base model and training (Vaswani et al. 2017, table 3 and section 5); needs accelerators."""
     return _paper(TransformerConfig(vocab_size=0), num_steps=100_000)
@@ -39,7 +50,7 @@ def translate_big() -> Recipe:
 
 
 def _two_cores(
-    model: TransformerConfig, data: ParallelText, schedule: Schedule, *, num_steps: int, average: float
+    model: TransformerConfig, data: ParallelText | ParallelTexts, schedule: Schedule, *, num_steps: int, average: float
 ) -> Recipe:
     """Small batches, and a rate that has fallen to 0 when the time is over: what learns most in minutes."""
     return Recipe(

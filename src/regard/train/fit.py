@@ -68,7 +68,7 @@ def fit(
     keep_few_kernels()
     check_installed(recipe.track)
     with joined(recipe.parallel, default_device()) as ranks, ranks.led(claim(out, resume=resume)) as begun:
-        torch.manual_seed(recipe.seed + ranks.data_rank)  # ranks drop out different units
+        torch.manual_seed(recipe.seed + ranks.rank // recipe.parallel.tensor)  # those that share a batch drop out alike
         task = recipe.data.open(out) if begun else opened(recipe, out, ranks)
         recipe = settled(recipe, task, out, ranks)
         run = Run(recipe, task, out, ranks)
@@ -164,8 +164,10 @@ class Run:
         ranks = ranks or Ranks(recipe.parallel, default_device())
         self.recipe, self.task, self.out, self.ranks, self.device = recipe, task, out, ranks, ranks.device
         self.model = build_model(recipe, self.device)
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.average = Average(self.model, recipe.average)
-        self.learner = ranks.divide(Learner(self.model, recipe.objective), varying=recipe.unfreeze_every > 0)
+        varying = recipe.unfreeze_every > 0 or bool(getattr(recipe.model, "own", ()))
+        self.learner = ranks.divide(Learner(self.model, recipe.objective), varying=varying)
         self.judge: nn.Module = Learner(self.average.model, recipe.objective)
         if ranks.sharded:
             self.judge = ranks.divide(self.judge) if recipe.average else self.learner
@@ -184,9 +186,8 @@ class Run:
         recipe, progress = self.recipe, self.progress
         clock = time.perf_counter() - progress.seconds
         batches = self.waiting.over(iter(self.loader))
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
         where = f"{self.device}" if self.ranks.world == 1 else f"{self.ranks.world} processes"
-        watch.say(f"{parameters:,} parameters on {where}, from step {progress.step} to {recipe.num_steps}")
+        watch.say(f"{self.parameters:,} parameters on {where}, from step {progress.step} to {recipe.num_steps}")
         tracked = Trackers(recipe.track if self.ranks.leader else (), self.out, recipe, progress.step, watch.say)
         path = self.out / "log.jsonl" if self.ranks.leader else None
         with closing(Log(path, progress.log_bytes)) as log, tracked as self.trackers, self.saving:
@@ -218,6 +219,7 @@ class Run:
         recipe, progress = self.recipe, self.progress
         began = time.perf_counter()
         progress.step += 1
+        self.model.train()  # which validating and saving end
         if recipe.unfreeze_every:
             thaw(self.depths, recipe.unfreeze_every, progress.step)
         totals = self.ranks.sum(accumulate(self.learner, self.draw(batches), self.ranks, recipe.precision))
@@ -309,7 +311,6 @@ class Run:
             metrics |= self.task.metrics(model, metrics["valid_nll"])
             seen = self.observe(model)
         metrics = self.ranks.share(metrics)
-        self.model.train()
         self.record({"step": self.progress.step, **metrics, **seen, "seconds": self.progress.seconds}, log, watch)
         score, best = metrics[self.task.monitor], self.progress.best
         self.progress.stale = 0 if best is None or score > best else self.progress.stale + 1
@@ -335,7 +336,7 @@ class Run:
             self.progress,
             metrics,
             sizes={"train": len(self.loader.examples), "valid": sum(rows)},
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            parameters=self.parameters,
             device=self.device,
             processes=self.ranks.world,
         )
@@ -352,8 +353,8 @@ class Run:
         self.progress.log_bytes = log.sync()
         model, state = self.whole(), state_of(self.ranks, self.model, self.optimizer, self.average)
         if self.recipe.background and model is not None:
-            copied = {name: tensor.detach().clone() for name, tensor in state.items()}
-            work = partial(self.write_last, copy.deepcopy(model), copied, copy.deepcopy(self.progress))
+            copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+            work = partial(self.write_last, copy.deepcopy(model).cpu(), copied, copy.deepcopy(self.progress))
             self.saving.start(work)
         else:
             self.write_last(model, state, self.progress)

@@ -71,7 +71,7 @@ def build_optimizer(optimizer: Optimizer, model: nn.Module) -> torch.optim.Optim
     if not trained:
         raise ConfigError("every parameter of the model is frozen: there is nothing to train")
     if optimizer.name in WHOLE and any(map(is_cut, trained)):
-        raise ConfigError(f"optimizer.name {optimizer.name} needs whole matrices: set parallel.shard and .tensor to 1")
+        raise ConfigError(f"optimizer.name {optimizer.name} needs whole matrices: set the fields of parallel to 1")
     depth = depths(model)
     if optimizer.name == "muon":
         return _muon(optimizer, model, trained, depth)

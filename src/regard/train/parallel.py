@@ -191,12 +191,16 @@ class Ranks:
 
     def hold(self, learner: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Until the last batch of a step, copies need not exchange gradients."""
+        if self.sharded:
+            cut: list[Any] = [each for each in learner.modules() if hasattr(each, "set_requires_all_reduce")]
+            for module in cut:
+                module.set_requires_all_reduce(last, recurse=False)
         return nullcontext() if last or self.sharded or self.world == 1 else learner.no_sync()  # type: ignore[operator]
 
     def keeps(self, tensor: Any) -> bool:
         """Whether, of the ranks that hold this share of a tensor, this is the one that saves it."""
-        if not is_cut(tensor):
-            return self.leader
+        if not is_cut(tensor):  # such as Adam's count of the steps of a block
+            return self.rank % self.stage_world == 0
         mesh = tensor.device_mesh
         places = zip(mesh.get_coordinate(), tensor.placements, strict=True)
         first = all(at == 0 for at, place in places if place.is_replicate())
@@ -260,13 +264,18 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[Ranks]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield Ranks(parallel, device)
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"  # what ranks tell each other goes by gloo
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Ranks(parallel, device)
     except RuntimeError as error:
-        if "peer" in str(error) or isinstance(error, dist.DistError):
+        said = str(error).split("\n")[0]
+        if "peer" in said or "Broken pipe" in said:
             raise TrainingError(LOST) from None
+        if isinstance(error, dist.DistError):
+            raise TrainingError(f"the processes of the run cannot work together: {said}") from None
         raise
     finally:
         dist.destroy_process_group()
@@ -319,7 +328,7 @@ def shard(model: nn.Module, mesh: "DeviceMesh", *, blocks_only: bool = False) ->
     for stack in [module for module in model.modules() if isinstance(module, Stack)]:
         for block in stack.blocks:
             if isinstance(block, Block):
-                fully_shard(block, mesh=mesh)
+                fully_shard(block, mesh=mesh, reshard_after_forward=True)
     if not blocks_only:
         fully_shard(model, mesh=mesh, reshard_after_forward=True)  # so that between steps, parameters are shares
 

@@ -69,7 +69,7 @@ class Stages:
             stop = start + len(stack.blocks)
             for place in range(start, stop):
                 if place < begin:
-                    stack.blocks[place - start] = Receive(self) if place == min(stop, begin) - 1 else nn.Identity()
+                    stack.blocks[place - start] = Receive(self) if place == min(stop, begin) - 1 else Skip()
                 elif place >= end:
                     stack.blocks[place - start] = HandOver(self if place == end > start else None)
             if stop <= end and not self.last:
@@ -117,6 +117,7 @@ class Stages:
 
     def send(self, tensor: Tensor, to: int, group: Any) -> None:
         """Send a tensor without waiting for its arrival."""
+        self.sending = [(work, part) for work, part in self.sending if work is not None and not work.is_completed()]
         tensor = tensor.contiguous()
         about = torch.tensor([TYPES.index(tensor.dtype), *tensor.shape], device=self.device)
         for part in (about, tensor):
@@ -139,6 +140,13 @@ def order(count: int, ahead: int) -> Iterator[bool]:
     for _ in range(count - ahead):
         yield from (True, False)
     yield from [False] * ahead
+
+
+class Skip(nn.Module):
+    """In place of a block of an earlier stage, when what came out of a later one is what will be received."""
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:  # noqa: ARG002 - as a block
+        return x
 
 
 class Receive(nn.Module):

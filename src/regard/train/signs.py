@@ -172,8 +172,9 @@ def blame(
         part = origin(model, partial(learn, batch))
         began = f"the batch itself, in its {fields[0]}" if fields else part
         if began and not found:
-            place = f"batch {loader.index} of epoch {loader.epoch}"
-            found = f"; it began in {began}, on {place}, which begins with {show(batch):.300}"
+            place = loader.place
+            where = f"batch {place.number + 1} of epoch {place.epoch}" if place else "a batch"
+            found = f"; it began in {began}, on {where}, which begins with {show(batch):.300}"
     return found or f"; all was finite when the step's {count} batches were run again"
 
 

@@ -12,6 +12,7 @@ from typing import Self, TextIO
 from weakref import WeakSet
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from regard.checkpoint.files import load_tensors, read_json, save_tensors, settle
@@ -72,11 +73,16 @@ def save_state(folder: Path, ranks: Ranks, progress: Progress, tensors: Mapping[
     """
     kept = {name: value for name, value in tensors.items() if ranks.keeps(value)}
     progress.files = ranks.world if ranks.sharded else 1
-    if ranks.leader or ranks.sharded:
-        save_tensors(folder / _file(ranks.rank, progress.files), {name: local(value) for name, value in kept.items()})
-    if ranks.sharded:
-        table = {name: [list(value.shape), region(value)[1]] for name, value in kept.items()}
-        (folder / _table(ranks.rank)).write_text(json.dumps(table), encoding="utf-8")
+    try:
+        if ranks.leader or ranks.sharded:
+            shares = {name: local(value) for name, value in kept.items()}
+            save_tensors(folder / _file(ranks.rank, progress.files), shares)
+        if ranks.sharded:
+            table = {name: [list(value.shape), region(value)[1]] for name, value in kept.items()}
+            (folder / _table(ranks.rank)).write_text(json.dumps(table), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{folder.parent}: cannot be saved ({reason}); what was there is untouched") from None
     if ranks.leader:
         (folder / PROGRESS).write_text(json.dumps(to_json(progress), indent=2) + "\n", encoding="utf-8")
 
@@ -129,7 +135,8 @@ def tidy(folder: Path, progress: Progress) -> None:
     tables = {_table(rank) for rank in range(progress.files)} if progress.files > 1 else set()
     for path in folder.glob("training*"):
         if path.name not in files | tables | {PROGRESS}:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # the save itself is whole
+                path.unlink()
 
 
 class Background:
@@ -221,10 +228,11 @@ class _Saved:
         return tensor
 
     def random(self, kind: str, restore: Callable[[Tensor], None]) -> None:
-        """Put this rank's random state back, if it had one."""
-        ((_, _, rows),) = self.parts[f"random.{kind}"]
-        if self.ranks.rank < len(rows):
-            restore(rows[self.ranks.rank].clone())
+        """Put this rank's random state back, if it had one; ranks that share a batch share it."""
+        (_, _, rows), *_ = self.parts[f"random.{kind}"]
+        first = self.ranks.rank - self.ranks.rank % self.ranks.parallel.tensor
+        if first < len(rows):
+            restore(rows[first].clone())
 
 
 def _box(low: list[int], high: list[int], origin: list[int]) -> tuple[slice, ...]:
