@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from regard import zoo
+from regard.data.loader import Place
 from regard.models.gpt2 import GPT2Config
 from regard.models.transformer import TransformerConfig
 from regard.objectives.supervise import Supervise
@@ -170,11 +172,11 @@ class Places:
     """Batches with the place in the epoch that a loader says."""
 
     def __init__(self, batches):
-        self.batches, self.epoch, self.index = batches, 2, 10
+        self.batches, self.place = batches, None
 
     def __iter__(self):
-        for batch in self.batches:
-            self.index += 1
+        for number, batch in enumerate(self.batches, start=10):
+            self.place = Place(2, number, np.arange(len(batch["tokens"])))
             yield batch
 
 
