@@ -14,11 +14,12 @@ import torch
 from parallel_runs import LAYOUTS, LONG, recipes
 
 from regard.checkpoint.files import load_tensors
-from regard.core.errors import ConfigError
+from regard.core.errors import ConfigError, PeerError, TrainingError
 from regard.train.fit import fit, settled
-from regard.train.launch import launch
-from regard.train.parallel import Parallel, Ranks
+from regard.train.launch import culprit, launch
+from regard.train.parallel import Parallel, Ranks, joined
 
+ALONE = torch.device("cpu")
 WORKER = Path(__file__).with_name("parallel_runs.py")
 KEYS = ("step", "loss", "nll", "grad_norm", "valid_loss", "chrf")
 
@@ -148,6 +149,29 @@ def test_a_mistake_is_told_once(tmp_path):
     assert process.returncode == 2, said
     assert said.count("pairs.tsv") == 1
     assert "Traceback" not in said
+
+
+def test_a_mistake_of_all_is_told_once(folder, tmp_path):
+    process = begin(folder, tmp_path / "run", "--parallel.shard", "3")
+    said = process.communicate()[1]
+    assert process.returncode == 2
+    assert said.count("does not divide 2 processes; start a multiple of 3") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_nobody_introduced_are_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(TrainingError, match="RANK is set, but the processes cannot meet"), joined(Parallel(), ALONE):
+        pass
+
+
+def test_what_ended_the_others_is_told():
+    assert culprit([PeerError.status, -9]) == (1, -9)
+    assert culprit([PeerError.status, 2]) == (1, 2)
+    assert culprit([1, PeerError.status]) == (0, 1)
+    assert culprit([0, 0]) == (0, 0)
 
 
 def test_shares_that_do_not_divide_the_processes_are_refused():

@@ -21,7 +21,8 @@ from regard.explain.search import as_text, write_search
 from regard.recipes import find, recipes
 from regard.train.recipe import load_recipe, override
 from regard.train.space import Choices, Range, default_space, flags, parse_space, value_of
-from regard.train.tune import ASKED, FIRST, JOURNAL, Asked, Search, Worker, _train, asked, tune
+from regard.train.trial import Worker, train
+from regard.train.tune import ASKED, FIRST, JOURNAL, Asked, Search, asked, tune
 
 TINY = {
     "model.embed-dim": 16, "model.ffn-dim": 32, "model.num-heads": 2, "model.num-layers": 1, "model.max-seq-len": 32,
@@ -207,10 +208,10 @@ def test_a_search_says_which_fields_count(recipe, tmp_path):
 
 
 def test_a_trial_that_cannot_be_trained_has_failed(recipe, tmp_path):
-    ending, why = _train(recipe, ["--model.num-heads", "3"], tmp_path / "run", lambda line: False)
+    ending, why = train(recipe, ["--model.num-heads", "3"], tmp_path / "run", lambda line: False)
     assert ending == "failed"
     assert "3 heads" in why
-    ending, why = _train(recipe, ["--schedule.lr", "1e38", "--clip-norm", "0"], tmp_path / "run", lambda line: False)
+    ending, why = train(recipe, ["--schedule.lr", "1e38", "--clip-norm", "0"], tmp_path / "run", lambda line: False)
     assert ending == "failed"
     assert "the loss is" in why
 

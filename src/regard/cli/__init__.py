@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except RegardError as error:
-        return _fail(str(error))
+        return _fail(str(error), error.status)
     except BrokenPipeError:
         # The reader went away (`| head`). Point stdout at nothing, so that the flush at exit is quiet as well.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,6 +87,6 @@ def _dispatch(argv: list[str]) -> int:
     return code
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = RegardError.status) -> int:
     sys.stderr.write(f"regard: error: {' '.join(message.split())}\n")
-    return 2
+    return status

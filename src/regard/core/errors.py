@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 
 class RegardError(Exception):
-    """Base of every error that is the user's to mend; the command line prints it as one line and exits with 2."""
+    """Base of the errors that are the user's to mend, told in one line; the command line exits with ``status``."""
+
+    status = 2
 
 
 class ConfigError(RegardError):
@@ -26,6 +28,12 @@ class CheckpointError(RegardError):
 
 class TrainingError(RegardError):
     """Training that cannot go on: a loss that is not finite, or a run folder that is in use."""
+
+
+class PeerError(TrainingError):
+    """Another process of the run is gone: this one has done nothing wrong, and all may begin again."""
+
+    status = 3
 
 
 class Unsupported(RegardError):

@@ -3,7 +3,6 @@
 import copy
 import math
 import shutil
-import signal
 import threading
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from regard.train.average import Average
 from regard.train.card import CARD, card
 from regard.train.freeze import depths, freeze, thaw
 from regard.train.health import Health, Waiting
+from regard.train.interrupt import interruptions
 from regard.train.optimize import build_optimizer
 from regard.train.parallel import Ranks, joined, local
 from regard.train.pipeline import Passed
@@ -455,23 +455,3 @@ def accumulate(
 def to(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-
-
-@contextmanager
-def interruptions() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second one acts at once. Outside the main thread nothing sets it."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def ask(number: int, _: Any) -> None:
-        event.set()
-        signal.signal(number, before[number])
-
-    before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,12 +8,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import IO
 
-from regard.core.errors import ConfigError
-from regard.train.parallel import LOST
+from regard.core.errors import ConfigError, PeerError, RegardError
+from regard.train.interrupt import interruptions
 
 GRACE = 3.0
 """Seconds for the other processes to end by themselves, and to say why, once one has."""
@@ -21,8 +21,8 @@ GRACE = 3.0
 LINES = 20
 """How much is shown of what a process said that failed; the leader speaks at once."""
 
-ORDERLY = (0, 2, 130)
-"""Statuses that starting again would not change: done, the user's error, interrupted."""
+FINAL = {RegardError.status, 130}
+"""Statuses that starting again would not change: the user's error, interrupted."""
 
 
 def launch(command: Sequence[str], nproc: int, *, restarts: int = 3) -> int:
@@ -30,7 +30,8 @@ def launch(command: Sequence[str], nproc: int, *, restarts: int = 3) -> int:
 
     They find in their environment what torch.distributed looks for. When one is killed or crashes, the others are
     ended, and all begin again with ``--resume``; not so after an error of the user's (2), which would only happen
-    again, or when interrupted (130). SIGINT and SIGTERM are passed on, once.
+    again, or when interrupted (130). SIGINT, SIGTERM and SIGHUP are passed on, once; a second
+    ends all at once.
 
     Args:
         command: a ``regard train`` command.
@@ -45,18 +46,27 @@ def launch(command: Sequence[str], nproc: int, *, restarts: int = 3) -> int:
     """
     if nproc < 1:
         raise ConfigError(f"--nproc {nproc} must be at least 1")
-    with asked() as stop:
+    with interruptions() as stop:
         for attempt in range(restarts + 1):
             statuses = _run([*command, *["--resume"] * (attempt > 0)], nproc, stop)
-            crashed = [(rank, status) for rank, status in enumerate(statuses) if status not in ORDERLY]
-            if not crashed or stop.is_set():
+            if stop.is_set() or not any(statuses) or FINAL & set(statuses):
                 break
-            rank, status = min(crashed, key=lambda each: each[1] >= 0)  # one that was killed made the others crash
+            rank, status = culprit(statuses)
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"crashed (exit status {status})"
             again = f"; all go on from the last checkpoint, restart {attempt + 1} of {restarts}"
             sys.stderr.write(f"regard: process {rank} {how}{again * (attempt < restarts)}\n")
-    worst = next((status for _, status in crashed), max(statuses))
-    return worst if worst >= 0 else 128 - worst
+    _, status = culprit(statuses)
+    return status if status >= 0 else 128 - status
+
+
+def culprit(statuses: Sequence[int]) -> tuple[int, int]:
+    """The process whose end is to be told, and its exit status: an error or a kill comes before what it led to."""
+
+    def severity(each: tuple[int, int]) -> tuple[bool, ...]:
+        _, status = each
+        return status in FINAL, status < 0, status not in (0, PeerError.status), status != 0
+
+    return max(enumerate(statuses), key=severity)
 
 
 def _run(command: Sequence[str], nproc: int, stop: threading.Event) -> list[int]:
@@ -67,14 +77,15 @@ def _run(command: Sequence[str], nproc: int, stop: threading.Event) -> list[int]
         processes = [_start(command, rank, nproc, port, errors[rank]) for rank in range(nproc)]
         try:
             _watch(processes, stop)
-            statuses = [process.poll() for process in processes]
+            statuses = [process.poll() or 0 for process in processes]
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
-        for line in dict.fromkeys(line for file in errors for line in _said(file) if LOST not in line):
-            sys.stderr.write(line)
-    return [0 if status is None else status for status in statuses]
+        for status, file in zip(statuses, errors, strict=True):
+            if status not in (0, PeerError.status) and statuses[0] not in FINAL:  # else the leader has told it
+                sys.stderr.writelines(_said(file))
+    return statuses
 
 
 def _said(file: IO[str]) -> list[str]:
@@ -123,20 +134,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextmanager
-def asked() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set; the second of a kind acts at once, and ends all processes."""
-    event = threading.Event()
-
-    def ask(number: int, _: object) -> None:
-        event.set()
-        signal.signal(number, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Several processes as one run: who they are, how a model lies across them, and what they tell each other.
 
-Nothing about a step depends on how many processes take it: its batches are dealt out among them, and the sums of losses
-and gradients are divided by the targets of all.
+Nothing about a step but what dropout draws depends on how many processes take it: its batches are dealt out among them,
+and the sums of losses and gradients are divided by the targets of all.
 """
 
 import json
@@ -23,7 +23,7 @@ from regard.attention.attention import Attention
 from regard.attention.position import PositionScheme
 from regard.blocks.feedforward import FeedForward
 from regard.blocks.residual import Block, Stack
-from regard.core.errors import ConfigError, TrainingError
+from regard.core.errors import ConfigError, PeerError, TrainingError
 from regard.train.pipeline import Stages
 
 if TYPE_CHECKING:
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOST = "another process of the run is gone"
-
 PATIENCE = timedelta(days=1)
-"""How long processes wait for each other: one may be tokenising a corpus. The death of one is noticed at once."""
+"""How long processes wait for each other: one may be tokenising a corpus. Whoever started them sees when one dies."""
 
 
 @dataclass(frozen=True)
@@ -189,13 +187,14 @@ class Ranks:
                 )
         return learner
 
-    def hold(self, learner: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    def hold(self, learner: Any, *, last: bool) -> AbstractContextManager[None]:
         """Until the last batch of a step, copies need not exchange gradients."""
         if self.sharded:
-            cut: list[Any] = [each for each in learner.modules() if hasattr(each, "set_requires_all_reduce")]
-            for module in cut:
-                module.set_requires_all_reduce(last, recurse=False)
-        return nullcontext() if last or self.sharded or self.world == 1 else learner.no_sync()  # type: ignore[operator]
+            for module in learner.modules():
+                if hasattr(module, "set_requires_all_reduce"):
+                    module.set_requires_all_reduce(last, recurse=False)
+        free: AbstractContextManager[None] = nullcontext()
+        return free if last or self.sharded or self.world == 1 else learner.no_sync()
 
     def keeps(self, tensor: Any) -> bool:
         """Whether, of the ranks that hold this share of a tensor, this is the one that saves it."""
@@ -245,8 +244,9 @@ class Ranks:
         """The norm of all gradients together, wherever their parts lie."""
         if not self.sharded:
             return float(get_total_norm(gradients))
-        squares = [float(local(each).double().square().sum()) / self.copies(each) for each in gradients]
-        total = torch.tensor([math.fsum(squares)], dtype=torch.float64)
+        norms = [torch.linalg.vector_norm(local(each), dtype=torch.float64) for each in gradients]
+        shares = torch.tensor([1 / self.copies(each) for each in gradients], dtype=torch.float64)
+        total = (torch.stack(norms).cpu().square() * shares).sum()
         dist.all_reduce(total)
         return math.sqrt(float(total))
 
@@ -259,7 +259,8 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[Ranks]:
 
     Raises:
         ConfigError: the model's shares do not divide the processes.
-        TrainingError: one of them died.
+        PeerError: one of them died.
+        TrainingError: they cannot reach each other.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         yield Ranks(parallel, device)
@@ -267,13 +268,16 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"  # what ranks tell each other goes by gloo
-    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (ValueError, dist.DistError) as error:
+        raise TrainingError(f"RANK is set, but the processes cannot meet ({str(error).splitlines()[0]})") from None
     try:
         yield Ranks(parallel, device)
     except RuntimeError as error:
         said = str(error).split("\n")[0]
         if "peer" in said or "Broken pipe" in said:
-            raise TrainingError(LOST) from None
+            raise PeerError("another process of the run is gone") from None
         if isinstance(error, dist.DistError):
             raise TrainingError(f"the processes of the run cannot work together: {said}") from None
         raise

@@ -2,35 +2,31 @@
 
 import json
 import math
-import multiprocessing
-import os
 import random
 import shlex
-import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from regard.checkpoint.files import replacing
-from regard.core.errors import ConfigError, MissingExtra, RegardError, TrainingError
+from regard.core.errors import ConfigError, MissingExtra, TrainingError
 from regard.core.serial import differences, load_json, to_json
-from regard.train.fit import ended, fit, interruptions
-from regard.train.recipe import Recipe, load_recipe, override, save_recipe
+from regard.train.interrupt import interruptions
+from regard.train.recipe import Recipe, load_recipe, save_recipe
 from regard.train.space import Range, Space, flags, parse_space, setting, value_of
 from regard.train.state import claim
+from regard.train.trial import RECIPE, Ending, Worker, folder, validations
 from regard.train.watch import console
 
 if TYPE_CHECKING:
     import optuna
 
-RECIPE, ASKED, JOURNAL = "recipe.json", "search.json", "journal.jsonl"
+ASKED, JOURNAL = "search.json", "journal.jsonl"
 
 FIRST = 5
 """So many trials are drawn at random, and trained to their end; the later ones are drawn, and judged, by them."""
@@ -43,8 +39,6 @@ TELLING = 8
 
 POLL = 0.2
 """Seconds after which an interruption is seen."""
-
-Ending = Literal["complete", "early", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -222,7 +216,7 @@ class Search:
             for worker in team:
                 worker.end()
 
-    def assign(self, team: Sequence["Worker"], total: int, stop: threading.Event) -> dict[Connection, "Worker"]:
+    def assign(self, team: Sequence[Worker], total: int, stop: threading.Event) -> dict[Connection, Worker]:
         """Give the idle something to do, or have all stop; those that are busy, by their pipes."""
         for worker in team:
             if stop.is_set():
@@ -231,7 +225,7 @@ class Search:
                 worker.begin(trial, self.options(trial))
         return {worker.pipe: worker for worker in team if worker.trial}
 
-    def next(self, total: int, team: Sequence["Worker"]) -> "optuna.Trial | None":
+    def next(self, total: int, team: Sequence[Worker]) -> "optuna.Trial | None":
         """What to try next: what was cut short, else something new; None where there are enough."""
         import optuna
 
@@ -275,7 +269,7 @@ class Search:
         settings = self.settings(trial) if trial.number else {}
         return [text for name, value in settings.items() for text in flags(name, value)]
 
-    def hear(self, worker: "Worker", lines: Any) -> None:
+    def hear(self, worker: Worker, lines: Any) -> None:
         """Take in what a worker says: a validation, which it waits to be judged, or how its trial ended."""
         trial, (kind, *said) = worker.trial, worker.read()
         assert trial is not None, "it is busy"
@@ -359,139 +353,6 @@ class Search:
             )
         judge = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=among)
         return optuna.importance.get_param_importances(study, evaluator=judge)
-
-
-class Worker:
-    """A process that trains one trial at a time.
-
-    Args:
-        out: the folder of the search.
-        monitor: the score's name.
-        threads: how many it computes with.
-
-    Attributes:
-        trial: the one that it trains, if any.
-    """
-
-    trial: "optuna.Trial | None" = None
-    process: Any = None
-
-    def __init__(self, out: Path, monitor: str, threads: int) -> None:
-        self.args, self.stopped = (out, monitor, threads), False
-
-    def begin(self, trial: "optuna.Trial", options: list[str]) -> None:
-        """Have it train a trial, or go on with it."""
-        if self.process is None or not self.process.is_alive():
-            context = multiprocessing.get_context("spawn")  # torch's threads and CUDA do not survive a fork
-            self.pipe, theirs = context.Pipe()
-            self.process = context.Process(target=_serve, args=(theirs, *self.args))
-            resource_tracker.ensure_running()  # it would unblock signals as it begins
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a terminal's comes to all processes
-            try:
-                self.process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
-        self.trial = trial
-        self.answer((trial.number, options))
-
-    def read(self) -> tuple[Any, ...]:
-        """What it says next. Raises TrainingError where it failed in a way that no setting should make it fail."""
-        with suppress(EOFError, ConnectionError):
-            return self.pipe.recv()
-        self.process.join()
-        code = self.process.exitcode
-        if self.stopped:
-            return "stopped", ""
-        if code >= 0:  # an exception, which it has shown
-            raise TrainingError(f"a process that trains ended with exit code {code}; --resume goes on")
-        return "failed", f"its process was killed by signal {-code}, perhaps for want of memory"
-
-    def answer(self, value: Any) -> None:
-        """Say something to it."""
-        with suppress(ConnectionError):  # it is gone: what is read next tells
-            self.pipe.send(value)
-
-    def stop(self) -> None:
-        """Have it save and end its trial, if it has one, after the step under way."""
-        if self.process is not None and not self.stopped:
-            self.process.terminate()
-        self.stopped = True
-
-    def end(self) -> None:
-        """End the process."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.join()
-            self.pipe.close()
-
-
-def _serve(pipe: Connection, out: Path, monitor: str, threads: int) -> None:
-    """What a worker does until its parent is gone."""
-    threading.Thread(target=_follow, daemon=True).start()
-    torch.set_num_threads(threads)
-    recipe = load_recipe(out / RECIPE)
-
-    def judged(line: Mapping[str, Any]) -> bool:
-        if not math.isfinite(line[monitor]):
-            raise TrainingError(f"step {line['step']}: {monitor} is {line[monitor]}")
-        pipe.send(("validated", line["step"], line[monitor]))
-        return pipe.recv()
-
-    with suppress(EOFError, ConnectionError):
-        while True:
-            number, options = pipe.recv()
-            pipe.send(_train(recipe, options, folder(out, number), judged))
-
-
-def _follow() -> None:
-    """End with the parent, however it ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has one"
-    parent.join()
-    os._exit(1)
-
-
-def _train(
-    recipe: Recipe, options: list[str], run: Path, judged: Callable[[Mapping[str, Any]], bool]
-) -> tuple[Ending, str]:
-    """Train one trial, or go on with it: how it ended, and why.
-
-    The validations of an earlier sitting are judged again: not all of them may have been written down.
-    """
-    given_up = False
-
-    def report(step: int, metrics: Mapping[str, float]) -> bool:
-        nonlocal given_up
-        given_up = judged({"step": step, **metrics})
-        return given_up
-
-    try:
-        recipe = override(recipe, options)
-        for line in validations(run):
-            if judged(line) and line["step"] < recipe.num_steps:
-                return "early", ""
-        progress = fit(recipe, run, resume=True, quiet=True, report=report)
-    except RegardError as error:
-        return "failed", str(error)
-    except torch.OutOfMemoryError as error:
-        return "failed", str(error).partition(".")[0]
-    if ended(recipe, progress):
-        return "complete", ""
-    return ("early" if given_up else "stopped"), ""
-
-
-def folder(out: Path, number: int) -> Path:
-    """Where a trial is trained."""
-    return out / f"trial-{number:03}"
-
-
-def validations(run: Path) -> Iterator[Mapping[str, Any]]:
-    """The validations in a run's log; a line that was cut short is left out."""
-    log = run / "log.jsonl"
-    for line in log.read_bytes().splitlines(keepends=True) if log.exists() else []:
-        if line.endswith(b"\n") and "valid_loss" in (record := json.loads(line)):
-            yield record
 
 
 def _mended(journal: Path) -> str:
