@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from regard.blocks.dropout import Dropout, dropout
+from regard.blocks.dropout import Dropout
+from regard.core.dropout import dropout
 
 N = 1_000_003
 

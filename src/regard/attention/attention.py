@@ -13,6 +13,7 @@ from regard.attention.kernel import kernel as kernel_called
 from regard.attention.mask import EVERYTHING, Mask
 from regard.attention.position import PositionScheme
 from regard.core.errors import ConfigError, InputError
+from regard.core.linear import Linear
 from regard.core.types import Context, Index
 
 
@@ -70,10 +71,10 @@ class Attention(nn.Module):
         self.scale = self.head_dim**-0.5 if scale is None else scale
         self.positions = PositionScheme() if positions is None else positions
         source_dim = embed_dim if memory_dim is None else memory_dim
-        self.q = nn.Linear(embed_dim, num_heads * self.head_dim, bias=bias)
-        self.k = nn.Linear(source_dim, self.num_kv_heads * self.head_dim, bias=bias)
-        self.v = nn.Linear(source_dim, self.num_kv_heads * self.head_dim, bias=bias)
-        self.o = nn.Linear(num_heads * self.head_dim, embed_dim, bias=bias if out_bias is None else out_bias)
+        self.q = Linear(embed_dim, num_heads * self.head_dim, bias=bias)
+        self.k = Linear(source_dim, self.num_kv_heads * self.head_dim, bias=bias)
+        self.v = Linear(source_dim, self.num_kv_heads * self.head_dim, bias=bias)
+        self.o = Linear(num_heads * self.head_dim, embed_dim, bias=bias if out_bias is None else out_bias)
         self.q_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(self.head_dim) if qk_norm else nn.Identity()
 

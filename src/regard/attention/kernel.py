@@ -1,4 +1,4 @@
-"""Exact attention kernels: three ways to compute one formula, ``softmax(q k^T * scale + bias) v`` under a mask.
+"""Exact attention kernels: four ways to compute one formula, ``softmax(q k^T * scale + bias) v`` under a mask.
 
 Each is a function with the same keyword arguments; :func:`eager` is the reference that the others must equal. A kernel
 that cannot honour an argument raises :class:`~regard.core.errors.Unsupported`; none ignores one. A query that may see
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regard.attention.mask import Causal, Mask, dense, sees_all
+from regard.attention.tiled import tiled_attention
+from regard.core.dropout import dropout as drop
 from regard.core.errors import ConfigError, Unsupported, did_you_mean
 from regard.core.types import Index
 
@@ -73,7 +75,7 @@ def eager(
     """The formula written out: the reference, and the fastest for a single query on a CPU."""
     weights = attention_weights(q, k, mask=mask, bias=bias, q_index=q_index, k_index=k_index, scale=scale)
     if dropout:
-        weights = F.dropout(weights, dropout)
+        weights = drop(weights, dropout)
     return weights @ _repeat(v, q.shape[1])
 
 
@@ -89,6 +91,23 @@ def sdpa(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=extra, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
     )
+
+
+def tiled(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    mask: Mask, bias: Tensor | None, q_index: Index, k_index: Index, scale: float, dropout: float,
+) -> Tensor:  # fmt: skip
+    """A few heads at a time, computed again for the gradients; see :mod:`regard.attention.tiled`.
+
+    Raises Unsupported but on a CPU.
+    """
+    if q.device.type != "cpu":
+        raise Unsupported("the tiled kernel is for the caches of a CPU: use kernel='sdpa'")
+    k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
+    allowed = dense(mask, q_index, k_index, batch=q.shape[0], heads=q.shape[1])
+    wide = torch.promote_types(q.dtype, torch.float32)
+    floor = None if allowed is None else _floor(allowed, mask, q_index, k_index, wide)
+    return tiled_attention(q, k, v, bias, floor, scale, dropout)
 
 
 def flex(
@@ -120,20 +139,22 @@ def flex(
     return out
 
 
-def auto(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """SDPA, except on a CPU where the plain formula is faster: for a single query, and for short rows in bfloat16.
+def auto(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, **options: Any) -> Tensor:
+    """SDPA, except on a CPU where it is slow: for a single query, with dropout, and in bfloat16 up to 512 keys.
 
-    (SDPA's backward in bfloat16 is slow: with it, the plain formula takes half the time up to 512 keys.)
+    (It draws dropout one number at a time, and its backward in bfloat16 takes one and a half times as long as the
+    plain formula, which is best in tiles unless rows are so short that all of them stay near.)
     """
-    short = 512 if q.requires_grad else 256
-    if q.device.type == "cpu" and (q.shape[2] == 1 or (q.dtype == torch.bfloat16 and k.shape[2] <= short)):
-        return eager(q, k, v, **options)
-    return sdpa(q, k, v, **options)
+    keys = k.shape[2]
+    slow = q.shape[2] == 1 or dropout > 0 or (q.dtype == torch.bfloat16 and keys <= 512)
+    if q.device.type != "cpu" or not slow:
+        return sdpa(q, k, v, dropout=dropout, **options)
+    return (eager if q.shape[2] == 1 or keys <= 128 else tiled)(q, k, v, dropout=dropout, **options)
 
 
-KernelName = Literal["auto", "eager", "sdpa", "flex"]
+KernelName = Literal["auto", "eager", "sdpa", "tiled", "flex"]
 
-KERNELS: dict[str, AttentionKernel] = {"auto": auto, "eager": eager, "sdpa": sdpa, "flex": flex}
+KERNELS: dict[str, AttentionKernel] = {"auto": auto, "eager": eager, "sdpa": sdpa, "tiled": tiled, "flex": flex}
 
 
 def kernel(name: str) -> AttentionKernel:

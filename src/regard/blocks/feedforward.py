@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regard.blocks.dropout import dropout
+from regard.core.dropout import dropout
 from regard.core.errors import ConfigError, did_you_mean
+from regard.core.linear import Linear
 from regard.core.types import Context
 
 ActivationName = Literal["relu", "gelu", "gelu_tanh", "leaky_relu", "silu", "tanh"]
@@ -59,9 +60,9 @@ class FeedForward(nn.Module):
             known = ", ".join(ACTIVATIONS)
             raise ConfigError(f"no activation '{activation}'; there are {known}{did_you_mean(activation, ACTIVATIONS)}")
         self.activation, self.dropout = activation, dropout
-        self.up = nn.Linear(embed_dim, ffn_dim, bias=bias)
-        self.gate = nn.Linear(embed_dim, ffn_dim, bias=bias) if gated else None
-        self.down = nn.Linear(ffn_dim, embed_dim, bias=bias)
+        self.up = Linear(embed_dim, ffn_dim, bias=bias)
+        self.gate = Linear(embed_dim, ffn_dim, bias=bias) if gated else None
+        self.down = Linear(ffn_dim, embed_dim, bias=bias)
 
     def forward(self, x: Float[Tensor, "*S E"], ctx: Context | None = None) -> Float[Tensor, "*S E"]:
         """[... E] each place on its own; the context is not looked at."""
@@ -92,7 +93,7 @@ class MixtureOfExperts(nn.Module):
         if not 1 <= top_k <= num_experts:
             raise ConfigError(f"a token goes to 1 to {num_experts} experts, not {top_k}")
         self.top_k = top_k
-        self.router = nn.Linear(embed_dim, num_experts, bias=False)
+        self.router = Linear(embed_dim, num_experts, bias=False)
         self.experts = nn.ModuleList(expert() for _ in range(num_experts))
 
     def forward(self, x: Float[Tensor, "B S E"], ctx: Context | None = None) -> Float[Tensor, "B S E"]:

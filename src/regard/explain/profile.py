@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.blocks.residual import Block, Stack
+from regard.core.linear import Linear
 
 DATA, HEAD, CLIP, OPTIMIZER, REST = "data", "head and loss", "clipping, embeddings", "optimizer", "average, log"
 """What a step does besides running the parts of its model."""
@@ -141,10 +142,11 @@ def flops(model: nn.Module, step: Callable[[], object]) -> dict[str, int]:
 def peak(dtype: torch.dtype, device: torch.device, size: int = 2048, times: int = 5) -> float:
     """FLOP/s of this machine's fastest product of two square matrices: what everything else is a share of."""
     a = torch.randn(size, size, device=device).to(dtype)
+    layer = Linear(size, size, bias=False, device=device, dtype=dtype)
     best = 0.0
-    for _ in range(times):
+    for product in [a.matmul, layer] * times:
         began = time.perf_counter()
-        float((a @ a)[0, 0])  # waits for a GPU
+        float(product(a)[0, 0])  # waits for a GPU
         best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
 

@@ -153,7 +153,7 @@ def build_model(recipe: Recipe, device: torch.device) -> nn.Module:
         stack.recompute = recipe.recompute
         if recipe.compile:
             for block in stack.blocks:
-                block.compile(dynamic=True)  # batches hardly ever repeat a shape
+                block.compile()  # for one shape, and where batches differ, once more for all
     return model
 
 

@@ -1,0 +1,106 @@
+"""Attention in tiles: whatever their size, the formula written out; dropout is drawn again for the gradients."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from regard.attention import tiled
+from regard.attention.kernel import attention_weights, auto, eager
+from regard.attention.kernel import tiled as in_tiles
+from regard.attention.mask import EVERYTHING, Causal, Documents
+from regard.core.errors import Unsupported
+from regard.core.types import Index
+
+B, H, S, D = 3, 4, 6, 2
+
+
+def inputs(dtype=torch.float64, heads=H, device="cpu"):
+    torch.manual_seed(0)
+    shapes = [(B, H, S, D), (B, heads, S, D), (B, heads, S, D)]
+    return [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes]
+
+
+def terms(mask=None, bias=None, dropout=0.0):
+    index = Index.over(torch.zeros(B, S, dtype=torch.long), None)
+    return {
+        "mask": Causal() if mask is None else mask, "bias": bias, "q_index": index, "k_index": index, "scale": 0.5,
+        "dropout": dropout,
+    }  # fmt: skip
+
+
+def seeded(kernel, **options):
+    def run(*tensors):
+        torch.manual_seed(1)
+        *qkv, bias = tensors if len(tensors) == 4 else (*tensors, None)
+        return kernel(*qkv, **options | {"bias": bias})
+
+    return run
+
+
+@pytest.mark.parametrize("tile", [1, 2 * S * S, 5 * S * S, 2**19], ids=["heads", "two heads", "rows", "all"])
+@pytest.mark.parametrize("mask", [Causal(), EVERYTHING, ~EVERYTHING, Documents(torch.tensor([[0, 0, 1, 1, 2, 2]] * B))])
+def test_any_size_of_tile_is_the_formula(monkeypatch, tile, mask):
+    monkeypatch.setattr(tiled, "TILE", tile)
+    bias = torch.randn(1, H, S, S, dtype=torch.float64, requires_grad=True)
+    q, k, v = inputs(heads=2)
+    found, expected = (kernel(q, k, v, **terms(mask, bias)) for kernel in (in_tiles, eager))
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    slope = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(out, (q, k, v, bias), slope) for out in (found, expected)]
+    for mine, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, reference, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [S * S, 5 * S * S])
+def test_gradients_with_dropout_are_finite_differences(monkeypatch, tile):
+    monkeypatch.setattr(tiled, "TILE", tile)
+    bias = torch.randn(B, H, S, S, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(seeded(in_tiles, **terms(dropout=0.4)), (*inputs(), bias))
+
+
+def test_dropout_in_one_tile_draws_what_eager_draws():
+    found, expected = (seeded(kernel, **terms(dropout=0.4))(*inputs()) for kernel in (in_tiles, eager))
+    torch.testing.assert_close(found, expected)
+
+
+def test_gradients_leave_the_random_state_as_it_is():
+    out = in_tiles(*inputs(), **terms(dropout=0.4))
+    state = torch.get_rng_state()
+    out.sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_softmax_is_wide_in_bfloat16():
+    q, k, v = inputs(torch.bfloat16)
+    plain = {name: value for name, value in terms().items() if name != "dropout"}
+    expected = attention_weights(q, k, **plain) @ v
+    torch.testing.assert_close(in_tiles(q, k, v, **terms()), expected, atol=1e-2, rtol=0)
+
+
+def test_operations_are_counted():
+    with FlopCounterMode(display=False) as counter:
+        in_tiles(*inputs(), **terms()).sum().backward()
+    product = 2 * B * H * S * S * D
+    assert counter.get_total_flops() == (2 + 5) * product  # the scores a second time
+
+
+def test_compiled_it_is_the_same():
+    compiled = torch.compile(lambda *qkv: in_tiles(*qkv, **terms()), backend="aot_eager")
+    q, k, v = inputs()
+    torch.testing.assert_close(compiled(q, k, v), in_tiles(q, k, v, **terms()))
+    compiled(q, k, v).sum().backward()
+    expected = torch.autograd.grad(in_tiles(q, k, v, **terms()).sum(), q)[0]
+    torch.testing.assert_close(q.grad, expected)
+
+
+def test_it_is_for_cpus():
+    with pytest.raises(Unsupported, match="tiled kernel is for the caches of a CPU"):
+        in_tiles(*inputs(device="meta"), **terms())
+
+
+@pytest.mark.parametrize(("dtype", "dropout"), [(torch.bfloat16, 0.0), (torch.float32, 0.1)])
+def test_long_rows_are_tiled_where_sdpa_is_slow(dtype, dropout):
+    index = Index.over(torch.zeros(1, 256, dtype=torch.long), None)
+    q = torch.randn(1, 1, 256, D, dtype=dtype, requires_grad=True)
+    options = terms(dropout=dropout) | {"q_index": index, "k_index": index}
+    assert "regard_attend" in auto(q, q, q, **options).grad_fn.name()
