@@ -5,7 +5,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from regard.core import linear
 from regard.core.linear import Linear
+
+
+@pytest.fixture(autouse=True)
+def any_size(monkeypatch):
+    monkeypatch.setattr(linear, "LARGE", 1)
 
 
 def pair(dtype=torch.float32, **options):
@@ -41,6 +47,23 @@ def test_which_kernel_computes():
     with torch.autocast("cpu", torch.bfloat16):
         assert "regard_linear" not in kernel(ours, x)
     assert "regard_linear" not in kernel(ours.double(), x.double())
+
+
+def test_small_layers_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(linear, "LARGE", 5 * 12 * 20 + 1)
+    assert "regard_linear" not in kernel(pair()[0], torch.randn(5, 12))
+    assert "regard_linear" in kernel(pair()[0], torch.randn(6, 12))
+
+
+def test_its_jacobian_is_torchs():
+    ours, theirs = pair()
+    x = torch.randn(3, 12)
+    torch.testing.assert_close(torch.func.jacrev(ours)(x), torch.func.jacrev(theirs)(x))
+
+
+def test_the_operator_keeps_its_promises():
+    tensors = [torch.randn(shape, requires_grad=True) for shape in ((5, 12), (20, 12), (20,))]
+    torch.library.opcheck(torch.ops.regard.linear, tuple(tensors))
 
 
 def test_gradients_of_gradients():

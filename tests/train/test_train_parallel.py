@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -143,6 +144,27 @@ def test_sigterm_stops_all_processes_after_a_step(folder, tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_no_process_outlives_a_launcher_that_is_killed(folder, tmp_path):
+    process = begin(folder, tmp_path / "run", "--num-steps", "100000", "--data.num-workers", "1")
+    reach(tmp_path / "run", 3, process)
+    left = [Path(f"/proc/{child}") for child in children(process.pid)]
+    assert len(left) == 2
+    process.kill()
+    until = time.monotonic() + 20
+    while time.monotonic() < until and any(running(folder) for folder in left):
+        time.sleep(0.05)
+    assert not any(running(folder) for folder in left)
+    process.communicate()
+
+
+def running(folder):
+    try:
+        return ") Z " not in (folder / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_a_mistake_is_told_once(tmp_path):
     process = begin(tmp_path, tmp_path / "run")  # there are no pairs there
     said = process.communicate()[1]
@@ -172,6 +194,17 @@ def test_what_ended_the_others_is_told():
     assert culprit([PeerError.status, 2]) == (1, 2)
     assert culprit([1, PeerError.status]) == (0, 1)
     assert culprit([0, 0]) == (0, 0)
+
+
+def test_processes_that_cannot_meet_may_begin_again(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (names | {"MASTER_PORT": str(taken.getsockname()[1])}).items():
+            monkeypatch.setenv(name, value)
+        taken.listen()
+        with pytest.raises(PeerError, match="cannot meet"), joined(Parallel(), ALONE):
+            pass
 
 
 def test_shares_that_do_not_divide_the_processes_are_refused():

@@ -103,6 +103,8 @@ def tiled(
     """
     if q.device.type != "cpu":
         raise Unsupported("the tiled kernel is for the caches of a CPU: use kernel='sdpa'")
+    if torch.is_autocast_enabled("cpu"):
+        q, k, v = (t.to(torch.get_autocast_dtype("cpu")) for t in (q, k, v))
     k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
     allowed = dense(mask, q_index, k_index, batch=q.shape[0], heads=q.shape[1])
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -142,8 +144,8 @@ def flex(
 def auto(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, **options: Any) -> Tensor:
     """SDPA, except on a CPU where it is slow: for a single query, with dropout, and in bfloat16 up to 512 keys.
 
-    (It draws dropout one number at a time, and its backward in bfloat16 takes one and a half times as long as the
-    plain formula, which is best in tiles unless rows are so short that all of them stay near.)
+    (It draws dropout one number at a time, and in bfloat16 it is slow, backward above all. The plain formula is best
+    in tiles, unless rows are so short that all of them stay near.)
     """
     keys = k.shape[2]
     slow = q.shape[2] == 1 or dropout > 0 or (q.dtype == torch.bfloat16 and keys <= 512)

@@ -7,12 +7,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+LARGE = 2**27
+"""Multiplications from which oneDNN is faster: 512 rows through 512 x 512, say."""
+
 
 class Linear(nn.Linear):
     """``x @ weight.T + bias``.
 
-    In training in float32 on a CPU two of its three products, the forward one and that for the gradient of ``x``, are
-    oneDNN's instead of MKL's: these take 0.7 to 0.95 of the time. (For inference, :func:`regard.blocks.packed.pack`.)
+    In training in float32 on a CPU two of three large products, the forward one and that for the gradient of ``x``, are
+    oneDNN's instead of MKL's, which on processors of AMD take longer. oneDNN keeps a kernel for each number of rows:
+    where that varies, call :func:`regard.train.precision.keep_few_kernels` first, as training by a recipe does. (For
+    inference, see :func:`regard.blocks.packed.pack`.)
     """
 
     def forward(self, x: Float[Tensor, "*S I"]) -> Float[Tensor, "*S O"]:
@@ -20,7 +25,7 @@ class Linear(nn.Linear):
 
 
 def _learns(x: Tensor, weight: Tensor) -> bool:
-    """Whether these are ordinary tensors in float32 on a CPU, in training and outside autocast."""
+    """Whether these are large ordinary tensors in float32 on a CPU, in training and outside autocast."""
     return (
         torch.is_grad_enabled()
         and (x.requires_grad or weight.requires_grad)
@@ -30,7 +35,8 @@ def _learns(x: Tensor, weight: Tensor) -> bool:
         and type(x) is Tensor
         and type(weight) is nn.Parameter  # and no part of a matrix that lies across processes
         and x.ndim > 1
-        and x.numel() > 0
+        and x.numel() * len(weight) >= LARGE
+        and not torch._C._are_functorch_transforms_active()
         and torch.backends.mkldnn.is_available()
     )
 
@@ -55,10 +61,10 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    rows = grad.flatten(0, -2)
+    rows = grad.reshape(-1, len(weight))
     return (
         _linear(grad, weight.t(), None) if ctx.needs_input_grad[0] else None,
-        rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None,
+        rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None,
         rows.sum(dim=0) if ctx.needs_input_grad[2] else None,
     )
 

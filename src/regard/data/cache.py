@@ -21,6 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from regard.checkpoint.files import replacing, settle
+from regard.core.console import told
 from regard.core.errors import CheckpointError, DataError
 from regard.data.source import open_bytes
 from regard.data.tokenize import Tokenizer
@@ -223,11 +224,15 @@ def _encoded(
 ) -> Iterator[list[list[list[int]]]]:
     """The rows of each column, for about ``CHARACTERS`` of text at a time. Raises DataError where there is no text."""
     batch = None
-    for batch in _batches(texts):
+    for batch in told(_batches(texts), _characters, "tokenising"):
         sides = [_tokens(side, tokenizer) for side in zip(*batch, strict=True)]
         yield [[start + row + end for row in side] for side in sides]
     if batch is None:
         raise DataError("there is no text to tokenise")
+
+
+def _characters(examples: Iterable[Iterable[str]]) -> int:
+    return sum(len(text) for example in examples for text in example)
 
 
 def _tokens(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:

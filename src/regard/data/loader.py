@@ -28,7 +28,7 @@ ORDER = 2
 """The version of the order that :func:`plan` gives: runs begun with another are not gone on with."""
 
 
-_PARENTS = {signal.SIGINT, signal.SIGTERM}
+_PARENTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 """Signals that may be sent to all processes of a job, and that only the parent is to act on."""
 
 

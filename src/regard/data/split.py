@@ -5,6 +5,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Generic, TypedDict, TypeVar
 
+from regard.core.console import told
 from regard.data.source import regular
 
 T = TypeVar("T")
@@ -66,16 +67,16 @@ def original(number: int) -> int:
 
 
 def thinned(examples: Iterable[T], size: Callable[[T], int], most: int = SAMPLE) -> list[T]:
-    """Examples spread evenly over all: every n-th, for the least n of 1, 2, 4, 8 ... with which they fit.
+    """Texts spread evenly over all: every n-th, for the least n of 1, 2, 4, 8 ... with which they fit.
 
     Args:
         examples: read once; no more than fit are ever kept.
-        size: of an example.
-        most: how much the sizes may sum to; the first example is always kept.
+        size: of an example, in characters.
+        most: how many characters they may have; the first example is always kept.
     """
     kept: list[T] = []
     total, every = 0, 1
-    for i, example in enumerate(examples):
+    for i, example in enumerate(told(examples, size, "reading, to learn a tokenizer")):
         if i % every:
             continue
         kept.append(example)

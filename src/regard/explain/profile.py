@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from regard.blocks.residual import Block, Stack
@@ -144,9 +144,10 @@ def peak(dtype: torch.dtype, device: torch.device, size: int = 2048, times: int 
     a = torch.randn(size, size, device=device).to(dtype)
     layer = Linear(size, size, bias=False, device=device, dtype=dtype)
     best = 0.0
-    for product in [a.matmul, layer] * times:
+    products: list[Callable[[Tensor], Tensor]] = [a.matmul, layer]
+    for product in products * times:
         began = time.perf_counter()
-        float(product(a)[0, 0])  # waits for a GPU
+        product(a)[0, 0].item()  # waits for a GPU
         best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
 

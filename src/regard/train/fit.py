@@ -55,10 +55,9 @@ def fit(
     """Train by the recipe, in the folder ``out``; or, with ``resume``, go on there, bit for bit where it stopped.
 
     A run that ended before its first checkpoint, or never began, goes on from its beginning. One that goes on in
-    ``auto`` precision has that which it began in. The folder holds
-    recipe.json (as resolved), what the task learnt from the data (tokenizer.json), log.jsonl, and the checkpoints
-    best/ and last/, both of the averaged weights; last/ also has what a resume needs. SIGINT and SIGTERM end the run
-    cleanly after the step under way.
+    ``auto`` precision has that which it began in. The folder holds recipe.json (as resolved), what the task learnt from
+    the data (tokenizer.json), log.jsonl, and the checkpoints best/ and last/, both of the averaged weights; last/ also
+    has what a resume needs. SIGINT, SIGTERM and SIGHUP end the run cleanly after the step under way.
 
     Raises:
         TrainingError: the loss is not finite (naming the step), or the folder cannot be used.
@@ -149,7 +148,10 @@ def build_model(recipe: Recipe, device: torch.device) -> nn.Module:
     """The model to train, with its parts frozen, recomputed and compiled as the recipe says; raises ConfigError."""
     model = zoo.build(recipe.model, seed=recipe.seed, dtype=weights(recipe.precision), device=device).train()
     freeze(model, recipe.freeze)
-    for stack in [module for module in model.modules() if isinstance(module, Stack)]:
+    stacks = [module for module in model.modules() if isinstance(module, Stack)]
+    if recipe.compile:  # what all blocks share is compiled for each of them, and for one shape and all shapes
+        torch._dynamo.config.recompile_limit = max(8, 4 * sum(len(stack.blocks) for stack in stacks))
+    for stack in stacks:
         stack.recompute = recipe.recompute
         if recipe.compile:
             for block in stack.blocks:

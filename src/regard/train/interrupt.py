@@ -5,12 +5,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextmanager
 def interruptions() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set; a second of a kind raises KeyboardInterrupt.
+    """An event that SIGINT, SIGTERM and SIGHUP set; a second SIGINT or SIGTERM raises KeyboardInterrupt.
 
-    Outside the main thread nothing sets it.
+    (A terminal that closes may send several SIGHUP; under nohup, as any signal that is ignored, it stays so.) Outside
+    the main thread nothing sets the event.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -19,9 +22,11 @@ def interruptions() -> Iterator[threading.Event]:
 
     def ask(number: int, _: object) -> None:
         event.set()
-        signal.signal(number, signal.default_int_handler)
+        if number != signal.SIGHUP:
+            signal.signal(number, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield event
     finally:

@@ -18,6 +18,9 @@ from regard.train.interrupt import interruptions
 GRACE = 3.0
 """Seconds for the other processes to end by themselves, and to say why, once one has."""
 
+LAUNCHED = "REGARD_LAUNCHED"
+"""Names, for a process started here, what it reads from until this one ends: an open file's number."""
+
 LINES = 20
 """How much is shown of what a process said that failed; the leader speaks at once."""
 
@@ -30,8 +33,8 @@ def launch(command: Sequence[str], nproc: int, *, restarts: int = 3) -> int:
 
     They find in their environment what torch.distributed looks for. When one is killed or crashes, the others are
     ended, and all begin again with ``--resume``; not so after an error of the user's (2), which would only happen
-    again, or when interrupted (130). SIGINT, SIGTERM and SIGHUP are passed on, once; a second
-    ends all at once.
+    again, or when interrupted (130). SIGINT, SIGTERM and SIGHUP are passed on, once; a second SIGINT or SIGTERM ends
+    all at once.
 
     Args:
         command: a ``regard train`` command.
@@ -49,13 +52,12 @@ def launch(command: Sequence[str], nproc: int, *, restarts: int = 3) -> int:
     with interruptions() as stop:
         for attempt in range(restarts + 1):
             statuses = _run([*command, *["--resume"] * (attempt > 0)], nproc, stop)
-            if stop.is_set() or not any(statuses) or FINAL & set(statuses):
-                break
             rank, status = culprit(statuses)
+            if stop.is_set() or status == 0 or status in FINAL:
+                break
             how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"crashed (exit status {status})"
             again = f"; all go on from the last checkpoint, restart {attempt + 1} of {restarts}"
             sys.stderr.write(f"regard: process {rank} {how}{again * (attempt < restarts)}\n")
-    _, status = culprit(statuses)
     return status if status >= 0 else 128 - status
 
 
@@ -72,9 +74,11 @@ def culprit(statuses: Sequence[int]) -> tuple[int, int]:
 def _run(command: Sequence[str], nproc: int, stop: threading.Event) -> list[int]:
     """The exit status of each process, from one start to the end of all."""
     with ExitStack() as stack:
-        errors = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(nproc)]
-        port = _free_port()
-        processes = [_start(command, rank, nproc, port, errors[rank]) for rank in range(nproc)]
+        errors = [stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(nproc)]
+        port, (ours, theirs) = _free_port(), os.pipe()
+        stack.callback(os.close, theirs)
+        processes = [_start(command, rank, nproc, port, ours, errors[rank]) for rank in range(nproc)]
+        os.close(ours)
         try:
             _watch(processes, stop)
             statuses = [process.poll() or 0 for process in processes]
@@ -83,7 +87,8 @@ def _run(command: Sequence[str], nproc: int, stop: threading.Event) -> list[int]
                 process.kill()
                 process.wait()
         for status, file in zip(statuses, errors, strict=True):
-            if status not in (0, PeerError.status) and statuses[0] not in FINAL:  # else the leader has told it
+            told = status in FINAL and statuses[0] in FINAL  # by the leader
+            if status not in (0, PeerError.status) and not told:
                 sys.stderr.writelines(_said(file))
     return statuses
 
@@ -107,8 +112,13 @@ def _watch(processes: Sequence["subprocess.Popen[str]"], stop: threading.Event) 
         time.sleep(0.05)
 
 
-def _start(command: Sequence[str], rank: int, nproc: int, port: int, errors: IO[str]) -> "subprocess.Popen[str]":
-    """One process. The leader speaks; what another says is kept, to be shown if it is the one that fails."""
+def _start(
+    command: Sequence[str], rank: int, nproc: int, port: int, launcher: int, errors: IO[str]
+) -> "subprocess.Popen[str]":
+    """One process, which ends when nothing more is to be read from ``launcher``.
+
+    The leader speaks; what another says is kept, to be shown if it is the one that fails.
+    """
     threads = max(1, (os.cpu_count() or 1) // nproc)
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -118,15 +128,29 @@ def _start(command: Sequence[str], rank: int, nproc: int, port: int, errors: IO[
         "WORLD_SIZE": str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        LAUNCHED: str(launcher),
     }
     return subprocess.Popen(
         command,
         env=environment,
         stderr=None if rank == 0 else errors,
         stdin=subprocess.DEVNULL,
+        pass_fds=(launcher,),
         text=True,
         start_new_session=True,  # what the terminal sends comes to this process, which passes it on once
     )
+
+
+def follow() -> None:
+    """In a process started here: end with the launcher, however that ends."""
+    launcher = os.environ.pop(LAUNCHED, None)
+
+    def wait() -> None:
+        os.read(int(launcher or ""), 1)
+        os._exit(1)
+
+    if launcher is not None:
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _free_port() -> int:

@@ -24,6 +24,7 @@ from regard.attention.position import PositionScheme
 from regard.blocks.feedforward import FeedForward
 from regard.blocks.residual import Block, Stack
 from regard.core.errors import ConfigError, PeerError, TrainingError
+from regard.train.launch import follow
 from regard.train.pipeline import Stages
 
 if TYPE_CHECKING:
@@ -244,9 +245,10 @@ class Ranks:
         """The norm of all gradients together, wherever their parts lie."""
         if not self.sharded:
             return float(get_total_norm(gradients))
-        norms = [torch.linalg.vector_norm(local(each), dtype=torch.float64) for each in gradients]
-        shares = torch.tensor([1 / self.copies(each) for each in gradients], dtype=torch.float64)
-        total = (torch.stack(norms).cpu().square() * shares).sum()
+        squares = torch.zeros(1, dtype=torch.float64, device=self.device)  # of a stage that learns nothing
+        for each in gradients:
+            squares += torch.linalg.vector_norm(local(each), dtype=torch.float64).square() / self.copies(each)
+        total = squares.cpu()
         dist.all_reduce(total)
         return math.sqrt(float(total))
 
@@ -265,13 +267,16 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[Ranks]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield Ranks(parallel, device)
         return
+    follow()
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"  # what ranks tell each other goes by gloo
     try:
         dist.init_process_group(backend, timeout=PATIENCE)
-    except (ValueError, dist.DistError) as error:
+    except ValueError as error:
         raise TrainingError(f"RANK is set, but the processes cannot meet ({str(error).splitlines()[0]})") from None
+    except dist.DistError as error:
+        raise PeerError(f"the processes of the run cannot meet ({str(error).splitlines()[0]})") from None
     try:
         yield Ranks(parallel, device)
     except RuntimeError as error:
@@ -279,7 +284,7 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[Ranks]:
         if "peer" in said or "Broken pipe" in said:
             raise PeerError("another process of the run is gone") from None
         if isinstance(error, dist.DistError):
-            raise TrainingError(f"the processes of the run cannot work together: {said}") from None
+            raise PeerError(f"the processes of the run cannot work together: {said}") from None
         raise
     finally:
         dist.destroy_process_group()

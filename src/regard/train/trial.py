@@ -53,7 +53,8 @@ class Worker:
             self.pipe, theirs = context.Pipe()
             self.process = context.Process(target=_serve, args=(theirs, *self.args))
             resource_tracker.ensure_running()  # it would unblock signals as it begins
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a terminal's comes to all processes
+            mask = {signal.SIGINT, signal.SIGHUP}  # a terminal's come to all processes
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, mask)
             try:
                 self.process.start()
             finally:

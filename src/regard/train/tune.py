@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from regard.checkpoint.files import replacing
+from regard.core.console import console
 from regard.core.errors import ConfigError, MissingExtra, TrainingError
 from regard.core.serial import differences, load_json, to_json
 from regard.train.interrupt import interruptions
@@ -21,7 +22,6 @@ from regard.train.recipe import Recipe, load_recipe, save_recipe
 from regard.train.space import Range, Space, flags, parse_space, setting, value_of
 from regard.train.state import claim
 from regard.train.trial import RECIPE, Ending, Worker, folder, validations
-from regard.train.watch import console
 
 if TYPE_CHECKING:
     import optuna

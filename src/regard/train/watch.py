@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from regard.core.console import console
 from regard.core.errors import TrainingError
 from regard.data.log import read_log
 
@@ -52,18 +53,6 @@ class Log:
     def close(self) -> None:
         """Nothing more will be written."""
         self.file.close()
-
-
-def console(*, quiet: bool) -> Any:
-    """A console on standard error; if its reader leaves, the run goes on unseen."""
-    from rich.console import Console
-
-    class Lasting(Console):
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-    return Lasting(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
 
 class Watch:

@@ -1,0 +1,61 @@
+"""What long work says on standard error."""
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+SECONDS = 10.0
+"""Between the lines that tell how far work has come, where there is no terminal."""
+
+
+def console(*, quiet: bool = False) -> Any:
+    """A console on standard error; if its reader leaves, the work goes on unseen."""
+    from rich.console import Console
+
+    class Lasting(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+        def print(self, *args: Any, **options: Any) -> None:
+            try:
+                super().print(*args, **options)
+            except OSError as error:
+                if error.errno != errno.EIO:  # of a terminal that was closed
+                    raise
+                self.on_broken_pipe()
+
+    return Lasting(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+def told(items: Iterable[T], characters: Callable[[T], int], what: str) -> Iterator[T]:
+    """The items as they come; where that takes long, how many characters of them have come, and how fast.
+
+    Args:
+        items: what the work is done on.
+        characters: how many an item has.
+        what: the name of the work.
+    """
+    began = spoke = time.monotonic()
+    done, status, terminal = 0, None, sys.stderr.isatty()
+    with ExitStack() as shown:
+        for item in items:
+            yield item
+            done += characters(item)
+            now = time.monotonic()
+            if now - spoke < (1.0 if terminal else SECONDS):
+                continue
+            spoke, millions = now, done / 1e6
+            line = f"{what}: {millions:,.0f} million characters, {millions / (now - began):.1f} million a second"
+            if not terminal:
+                console().print(line, markup=False)
+            elif status is None:
+                status = shown.enter_context(console().status(line))
+            else:
+                status.update(line)

@@ -1,0 +1,34 @@
+"""Long work tells how far it has come; short work says nothing."""
+
+import os
+import subprocess
+import sys
+
+from regard.core import console
+from regard.core.console import told
+
+TEXTS = ["ab" * 500_000, "c" * 2_000_000]
+
+
+def test_short_work_is_silent(capsys):
+    assert list(told(TEXTS, len, "tokenising")) == TEXTS
+    assert capsys.readouterr().err == ""
+
+
+def test_long_work_says_how_much_and_how_fast(capsys, monkeypatch):
+    monkeypatch.setattr(console, "SECONDS", 0.0)
+    assert list(told(TEXTS, len, "tokenising")) == TEXTS
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("tokenising: 1 million characters, ")
+    assert second.startswith("tokenising: 3 million characters, ")
+    assert second.endswith(" million a second")
+
+
+def test_a_terminal_that_is_closed_ends_no_work():
+    ours, theirs = os.openpty()
+    code = "from regard.core.console import console; import sys; input(); console().print('so far'); sys.exit(7)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=theirs, text=True)
+    os.close(theirs)
+    os.close(ours)
+    process.communicate("go\n")
+    assert process.returncode == 7
