@@ -350,7 +350,13 @@ def test_check_wants_some_section(capsys, tiny_run):
 
 @pytest.mark.parametrize(
     ("option", "meant"),
-    [("--data", "--data.train"), ("--lr", "--schedule.lr"), ("--epochs", "--num-steps"), ("--num-step", "--num-steps")],
+    [
+        ("--data", "--data.train"),
+        ("--lr", "--schedule.lr"),
+        ("--epochs", "--num-steps"),
+        ("--num-step", "--num-steps"),
+        ("--nprocs", "--nproc"),
+    ],
 )
 def test_what_others_call_an_option_is_understood(capsys, option, meant):
     message = refusal(capsys, "train", "translate", option, "1")

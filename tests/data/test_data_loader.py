@@ -320,3 +320,8 @@ def test_a_subset():
     assert [some[i] for i in range(len(some))] == ["e", "b", "b"]
     with pytest.raises(IndexError):
         some[3]
+
+
+def test_even_where_most_examples_are_as_long_as_the_longest():
+    assert Loader(range(5), [[8, 4]] * 4 + [[2, 1]], list, max_tokens=64).even
+    assert not Loader(range(5), [[8, 4], [8, 3], [7, 4], [5, 5], [8, 2]], list, max_tokens=64).even

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from regard.train.recipe import Recipe
 
 USAGE = "regard train RECIPE [--FIELD VALUE ...] [--out DIR] [--resume] [--nproc N] [--quiet]"
+OPTIONS = ("--out", "--resume", "--nproc", "--quiet")
 EPILOG = """\
 'regard train RECIPE --help' shows the fields of a recipe, such as --data.train FILE or --model.dropout P; 'regard show'
 lists the recipes. DIR gets recipe.json, log.jsonl, the checkpoints best/ and last/, and report.html.
@@ -69,7 +70,8 @@ def plan(args: Namespace, fields: list[str]) -> tuple["Recipe", Path]:
         raise ConfigError(f"{args.what} is a search: 'regard tune {args.what} --resume' goes on with it")
     stored = Path(args.what, "recipe.json")
     again = stored.exists()
-    recipe = override(load_recipe(stored) if again else find(args.what), fields, f"regard train {args.what}")
+    base = load_recipe(stored) if again else find(args.what)
+    recipe = override(base, fields, f"regard train {args.what}", OPTIONS)
     if again and args.resume:
         out = args.out or Path(args.what)
     elif again and args.out is None:

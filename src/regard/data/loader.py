@@ -224,6 +224,11 @@ class Loader(Generic[T]):
         seed = random.Random(f"{self.seed}:{place.epoch}:{place.number}").getrandbits(63)
         return self.prepare(batch, torch.Generator().manual_seed(seed))
 
+    @property
+    def even(self) -> bool:
+        """Whether most examples are as long as the longest, as the rows of a language model are."""
+        return bool((np.median(self.sizes, axis=0) == self.sizes.max(axis=0)).all())
+
     def state(self) -> dict[str, int]:
         """Where the stream stands: the next batch is number ``index`` of ``epoch``."""
         return {"epoch": self.epoch, "index": self.index, "digest": self.digest}

@@ -144,18 +144,18 @@ def ended(recipe: Recipe, progress: Progress) -> bool:
     return progress.step >= recipe.num_steps or timed_out or 0 < recipe.patience <= progress.stale
 
 
-def build_model(recipe: Recipe, device: torch.device) -> nn.Module:
-    """The model to train, with its parts frozen, recomputed and compiled as the recipe says; raises ConfigError."""
+def build_model(recipe: Recipe, device: torch.device, *, even: bool) -> nn.Module:
+    """The model to train, with its parts frozen, recomputed and compiled as the recipe says; raises ConfigError.
+
+    Where batches are ``even``, blocks are compiled for one shape, else for any.
+    """
     model = zoo.build(recipe.model, seed=recipe.seed, dtype=weights(recipe.precision), device=device).train()
     freeze(model, recipe.freeze)
-    stacks = [module for module in model.modules() if isinstance(module, Stack)]
-    if recipe.compile:  # what all blocks share is compiled for each of them, and for one shape and all shapes
-        torch._dynamo.config.recompile_limit = max(8, 4 * sum(len(stack.blocks) for stack in stacks))
-    for stack in stacks:
+    for stack in [module for module in model.modules() if isinstance(module, Stack)]:
         stack.recompute = recipe.recompute
         if recipe.compile:
             for block in stack.blocks:
-                block.compile()  # for one shape, and where batches differ, once more for all
+                block.compile(dynamic=None if even else True)
     return model
 
 
@@ -165,7 +165,10 @@ class Run:
     def __init__(self, recipe: Recipe, task: Task, out: Path, ranks: Ranks | None = None) -> None:
         ranks = ranks or Ranks(recipe.parallel, default_device())
         self.recipe, self.task, self.out, self.ranks, self.device = recipe, task, out, ranks, ranks.device
-        self.model = build_model(recipe, self.device)
+        self.loader = task.loader(
+            seed=recipe.seed, prepare=recipe.objective.prepare, rank=ranks.data_rank, world=ranks.data_world
+        )
+        self.model = build_model(recipe, self.device, even=self.loader.even)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.average = Average(self.model, recipe.average)
         varying = recipe.unfreeze_every > 0 or bool(getattr(recipe.model, "own", ()))
@@ -175,9 +178,6 @@ class Run:
             self.judge = ranks.divide(self.judge) if recipe.average else self.learner
         self.optimizer = build_optimizer(recipe.optimizer, self.model)
         self.depths = {part: depth for part, depth in depths(self.model).items() if part.requires_grad}
-        self.loader = task.loader(
-            seed=recipe.seed, prepare=recipe.objective.prepare, rank=ranks.data_rank, world=ranks.data_world
-        )
         self.progress = Progress(loader=self.loader.state())
         self.groups, self.norms, self.waiting = groups(self.model), dict[str, float](), Waiting()
         self.saving = Background()

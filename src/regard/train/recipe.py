@@ -122,10 +122,11 @@ USUAL = {
 """What other programs call some options, and what they are called here."""
 
 
-def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train") -> Recipe:
+def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train", own: Sequence[str] = ()) -> Recipe:
     """The recipe with fields replaced by options such as ``--model.dropout 0.3 --num-steps 500``.
 
-    ``--help`` prints every field with its default, and exits.
+    ``--help`` prints every field with its default, and exits. A mistyped option may also have meant one of ``own``, the
+    command's other options.
 
     Raises:
         ConfigError: an option that is no field (with the nearest that is), or a value that does not fit.
@@ -136,7 +137,9 @@ def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")
         if name.startswith("--") and name != "--help" and name.replace("--no-", "--").replace(".no-", ".") not in known:
-            meant = f" (did you mean '{USUAL[name]}'?)" if USUAL.get(name) in known else did_you_mean(name, known)
+            meant = (
+                f" (did you mean '{USUAL[name]}'?)" if USUAL.get(name) in known else did_you_mean(name, [*known, *own])
+            )
             raise ConfigError(f"no option '{name}'{meant}; '{prog} --help' lists them")
     kind = _kind(recipe.model.__class__, recipe.data.__class__)
     default = kind(**{each.name: getattr(recipe, each.name) for each in fields(recipe)})
