@@ -10,6 +10,8 @@ from regard import zoo
 from regard.cli import main
 from regard.explain.profile import CLIP, DATA, HEAD, OPTIMIZER, REST, Stopwatch, family, flops, table, watched
 from regard.models.transformer import TransformerConfig
+from regard.objectives.supervise import Supervise
+from regard.train.fit import Learner
 
 CONFIG = TransformerConfig(
     vocab_size=40, embed_dim=16, ffn_dim=32, num_heads=2, num_encoder_layers=2, num_decoder_layers=1, norm_order="pre"
@@ -55,8 +57,16 @@ def test_every_tick_belongs_to_one_part(training, monkeypatch):
     assert next(clock) == ticks + 4
 
 
-def test_flops_add_up_and_are_where_they_are_spent(training):
+@pytest.mark.parametrize("outer", [False, True], ids=["model", "model in the loop's module"])
+def test_flops_add_up_and_are_where_they_are_spent(training, outer):
     model, _, step = training
+    if outer:
+        learner = Learner(model, Supervise(0.0))
+        tokens = torch.randint(3, 40, (2, 5))
+
+        def step():
+            learner({"tokens": tokens, "decoder_tokens": tokens, "targets": tokens})[0].backward()
+
     with FlopCounterMode(display=False) as counter:
         step()
     found = flops(model, step)

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import get_args
@@ -21,16 +22,18 @@ from typing import get_args
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 
 import regard
 from regard import zoo
+from regard.blocks.feedforward import FeedForward
 from regard.core.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
 from regard.core.types import IGNORE
 from regard.models.transformer import TransformerConfig
 from regard.objectives.supervise import Supervise
 from regard.tasks.translate import ParallelText
-from regard.train.fit import Learner, Run, accumulate, fit
+from regard.train.fit import Learner, Run, accumulate, fit, lean
 from regard.train.optimize import Optimizer, OptimizerName
 from regard.train.parallel import Parallel, Ranks
 from regard.train.recipe import Recipe, load_recipe, save_recipe
@@ -337,10 +340,47 @@ def test_recomputation_changes_nothing(recipe, tmp_path):
     same_run(*folders)
 
 
+def test_compiled_blocks_serve_batches_of_all_sizes(recipe, tmp_path, monkeypatch):
+    graphs, sizes, compiled = [], set(), nn.Module.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def step(self, batches):
+        batch = next(batches)
+        sizes.add((batch["tokens"].shape, batch["decoder_tokens"].shape))
+        return taken(self, iter([batch]))
+
+    taken = Run.step
+    monkeypatch.setattr(Run, "step", step)
+    monkeypatch.setattr(
+        nn.Module,
+        "compile",
+        lambda self, dynamic, **_: compiled(self, backend=backend, dynamic=dynamic, fullgraph=True),
+    )
+    fit(dataclasses.replace(recipe, compile=True, accumulate=1), tmp_path / "run", quiet=True)
+    assert len(sizes) > 2
+    assert len(graphs) == 2, "the encoder's block and the decoder's"
+
+
+def test_what_is_compiled_keeps_little_for_its_gradients():
+    def kept(backend):
+        torch._dynamo.reset()
+        layer, sizes = torch.compile(FeedForward(16, 64, activation="gelu"), backend=backend), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            layer(torch.randn(8, 16, requires_grad=True), None).sum().backward()
+        return sizes.count(8 * 64)
+
+    assert (kept("inductor"), kept(lean)) == (2, 1), "what the activation makes is made again"
+
+
 @pytest.mark.slow
-def test_a_compiled_run_is_the_same_run(recipe, tmp_path):
+@pytest.mark.parametrize("recompute", [0, 1])
+def test_a_compiled_run_is_the_same_run(recipe, tmp_path, recompute):
     plain = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dropout=0.0), num_steps=6)
-    for name, each in (("eager", plain), ("compiled", dataclasses.replace(plain, compile=True))):
+    compiled = dataclasses.replace(plain, compile=True, recompute=recompute)
+    for name, each in (("eager", plain), ("compiled", compiled)):
         fit(each, tmp_path / name, quiet=True)
     for file in ("last/training.safetensors", "best/model.safetensors"):
         one, two = (load_file(tmp_path / name / file) for name in ("eager", "compiled"))

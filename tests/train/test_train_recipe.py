@@ -60,7 +60,6 @@ def test_override_changes_only_what_is_named():
         (["stray"], "stray"),
         (["--num-steps", "0"], "num_steps 0 must be at least 1"),
         (["--average", "1.5"], "average 1.5 must be a decay"),
-        (["--compile", "--recompute", "1"], "compile and recompute exclude each other"),
         (["--patience", "-1"], "patience -1 must be at least 0"),
         (["--clip-value", "nan"], "clip_value nan must be a number from 0"),
         (["--optimizer.name", "adamv"], "adamv"),

@@ -263,9 +263,9 @@ def test_a_search_killed_twice_tries_the_same(whole, recipe, options, tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_several_at_a_time_are_interrupted_and_go_on(recipe, options, tmp_path):
-    out = tmp_path / "search"
-    process = start(out, options, "--jobs", "2")
+def test_several_at_a_time_are_interrupted_and_go_on(options, tmp_path):
+    out, longer = tmp_path / "search", [*options, "--num-steps", "120"]  # not over before the signal comes
+    process = start(out, longer, "--jobs", "2")
     wait_for(out / "trial-002" / "recipe.json", process)
     os.killpg(process.pid, signal.SIGINT)  # to all processes, as a terminal sends it
     _, said = process.communicate()
@@ -273,7 +273,7 @@ def test_several_at_a_time_are_interrupted_and_go_on(recipe, options, tmp_path):
     assert re.search(rf"stopped after \d of {TRIALS} trials; go on with: regard tune {out} --resume --jobs 2\n", said)
     assert "Traceback" not in said
     begun = {path.name: (path / "recipe.json").read_text() for path in out.glob("trial-*") if any(path.glob("*.json"))}
-    found = tune(recipe, asked(out), out, jobs=2, resume=True, quiet=True)
+    found = tune(override(find("language"), longer), asked(out), out, jobs=2, resume=True, quiet=True)
     assert [trial.number for trial in found.trials] == list(range(TRIALS))
     assert all(trial.score is not None for trial in found.trials)
     assert all((out / name / "recipe.json").read_text() == text for name, text in begun.items())

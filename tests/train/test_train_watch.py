@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from regard.core.console import quietly
 from regard.train.watch import Log, Watch, rough
 
 
@@ -43,7 +44,7 @@ def test_without_a_terminal_every_record_is_one_line(capsys):
 
 
 def test_quiet_is_quiet(capsys):
-    with Watch(20, quiet=True) as watch:
+    with quietly(), Watch(20) as watch:
         watch.show({"step": 10, "loss": 1.25, "tokens_per_second": 1234.5})
         watch.say("hello")
     assert capsys.readouterr() == ("", "")

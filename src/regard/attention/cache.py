@@ -41,16 +41,12 @@ def append(old: Index | None, new: Index) -> Index:
     """The index of ``old`` followed by ``new``; the same object for every layer of one forward pass."""
     if old is None:
         return new
-    key = (append, old)
-    if key not in new.memo:
-        new.memo[key] = _append(old, new)
-    joined: Index = new.memo[key]
-    return joined
+    return new.once((append, old), lambda: _append(old, new))
 
 
 def _append(old: Index, new: Index) -> Index:
-    if old.span is not None and new.span is not None and old.span.stop == new.span.start:
-        return Index.count(new.span.stop - old.span.start, start=old.span.start, device=new.order.device)
+    if old.start is not None and new.start is not None and old.next == new.start:
+        return Index.count(old.length + new.length, start=old.start, device=new.order.device)
     rows = max(old.order.shape[0], new.order.shape[0])
     order = torch.cat([old.order.expand(rows, -1), new.order.expand(rows, -1)], dim=1)
     if old.at is old.order and new.at is new.order:
@@ -131,17 +127,16 @@ class StaticCache:
         return self.k, self.v, self.index
 
     def _placed(self, index: Index, batch: int, start: int, stop: int) -> Index:
-        key = (StaticCache, self.index, self.capacity)
-        if key not in index.memo:
+        def make() -> Index:
             tail = index.at.shape[2:]
             order = index.order.new_full((batch, self.capacity), -1)
             at = index.at.new_zeros((batch, self.capacity, *tail))
             if self.index is not None:
                 order[:, :start], at[:, :start] = self.index.order[:, :start], self.index.at[:, :start]
             order[:, start:stop], at[:, start:stop] = index.order, index.at
-            index.memo[key] = Index(order, at, padded=True)
-        placed: Index = index.memo[key]
-        return placed
+            return Index(order, at, padded=True)
+
+        return index.once((StaticCache, self.index, self.capacity), make)
 
     def reorder(self, rows: Int[Tensor, "N"]) -> None:
         if self.k is None or self.v is None or self.index is None:
@@ -184,14 +179,15 @@ class RollingCache:
             return k, v, index
         if not index.padded:
             return k[:, :, surplus:], v[:, :, surplus:], index.last(self.window)
+
         # Rows have their padding in different places: keep each row's own newest tokens, in their order of arrival.
-        key = (RollingCache, self.window)
-        if key not in index.memo:
+        def make() -> tuple[Tensor, Index]:
             keep = index.order.topk(self.window, dim=1).indices.sort(dim=1).values
             tail = index.at.shape[2:]
             at = index.at.gather(1, keep.reshape(*keep.shape, *[1] * len(tail)).expand(*keep.shape, *tail))
-            index.memo[key] = keep, Index(index.order.gather(1, keep), at, padded=True)
-        keep, kept = index.memo[key]
+            return keep, Index(index.order.gather(1, keep), at, padded=True)
+
+        keep, kept = index.once((RollingCache, self.window), make)
         chosen = keep[:, None, :, None]
         return (
             k.gather(2, chosen.expand(-1, k.shape[1], -1, k.shape[3])),

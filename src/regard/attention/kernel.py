@@ -1,4 +1,4 @@
-"""Exact attention kernels: four ways to compute one formula, ``softmax(q k^T * scale + bias) v`` under a mask.
+"""Exact attention kernels: ways to compute one formula, ``softmax(q k^T * scale + bias) v`` under a mask.
 
 Each is a function with the same keyword arguments; :func:`eager` is the reference that the others must equal. A kernel
 that cannot honour an argument raises :class:`~regard.core.errors.Unsupported`; none ignores one. A query that may see
@@ -168,16 +168,16 @@ def kernel(name: str) -> AttentionKernel:
 
 def _is_causal(mask: Mask, q_index: Index, k_index: Index) -> bool:
     """Whether it is known that each query sees itself and all before it: then none sees nothing."""
-    return type(mask) is Causal and q_index is k_index and q_index.span is not None
+    return type(mask) is Causal and q_index is k_index and q_index.start is not None
 
 
 def _floor(allowed: Tensor, mask: Mask, q_index: Index, k_index: Index, dtype: torch.dtype) -> Tensor:
     """0 where ``allowed``, else a number so low that no score added to it has a weight, if there is another."""
-    key = (_floor, mask, q_index.beside(k_index), allowed.shape, dtype)
-    if key not in q_index.memo:
-        q_index.memo[key] = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min / 2)
-    found: Tensor = q_index.memo[key]
-    return found
+
+    def make() -> Tensor:
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min / 2)
+
+    return q_index.once((_floor, mask, q_index.beside(k_index), allowed.shape, dtype), make)
 
 
 def _repeat(t: Tensor, num_heads: int) -> Tensor:
@@ -195,8 +195,8 @@ def _additive(mask: Mask, bias: Tensor | None, q_index: Index, k_index: Index, q
 def _block_mask(mask: Mask, q_index: Index, k_index: Index, q: Tensor) -> Any:
     if sees_all(mask, q_index, k_index):
         return None
-    key = (_block_mask, mask, q_index.beside(k_index), q.shape[:2])
-    if key not in q_index.memo:
+
+    def make() -> Any:
         from torch.nn.attention.flex_attention import create_block_mask
 
         q_order = q_index.order.expand(q.shape[0], -1)
@@ -205,7 +205,6 @@ def _block_mask(mask: Mask, q_index: Index, k_index: Index, q: Tensor) -> Any:
         def allows(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return mask.allows(b, h, q_order[b, i], k_order[b, j]) & (k_order[b, j] >= 0)
 
-        q_index.memo[key] = create_block_mask(
-            allows, q.shape[0], q.shape[1], q_index.length, k_index.length, device=str(q.device)
-        )
-    return q_index.memo[key]
+        return create_block_mask(allows, q.shape[0], q.shape[1], q_index.length, k_index.length, device=str(q.device))
+
+    return q_index.once((_block_mask, mask, q_index.beside(k_index), q.shape[:2]), make)

@@ -218,7 +218,7 @@ class Prefixes(_Table):
 def dense(mask: Mask, q_index: Index, k_index: Index, *, batch: int, heads: int) -> Bool[Tensor, "R Hm Q K"] | None:
     """The mask as a table of booleans, or None where every query sees every key.
 
-    Computed once for each pair of indices and kept in ``q_index.memo``, so that layers share it.
+    Computed once for each pair of indices, so that layers share it.
 
     Args:
         mask: the predicate.
@@ -227,15 +227,8 @@ def dense(mask: Mask, q_index: Index, k_index: Index, *, batch: int, heads: int)
         batch: B.
         heads: H. The result's second dimension is 1 unless the mask tells heads apart.
     """
-    key = (
-        mask,
-        q_index.beside(k_index),
-        heads,
-    )  # not the batch, which its indices imply and torch.export knows by symbol only
-    if key not in q_index.memo:
-        q_index.memo[key] = _dense(mask, q_index, k_index, batch, heads)
-    found: Tensor | None = q_index.memo[key]
-    return found
+    key = (mask, q_index.beside(k_index), batch, heads)
+    return q_index.once(key, lambda: _dense(mask, q_index, k_index, batch, heads))
 
 
 def sees_all(mask: Mask, q_index: Index, k_index: Index) -> bool:
@@ -244,9 +237,9 @@ def sees_all(mask: Mask, q_index: Index, k_index: Index) -> bool:
         return False
     if type(mask) is Mask:
         return True
-    if type(mask) is not Causal or q_index.span is None or k_index.span is None:
+    if type(mask) is not Causal or q_index.start is None or k_index.start is None:
         return False
-    return k_index.span.stop - 1 <= q_index.span.start
+    return k_index.next - 1 <= q_index.start
 
 
 def _dense(mask: Mask, q_index: Index, k_index: Index, batch: int, heads: int) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Position schemes: how a token learns where it stands. The base class is "no positions"; a scheme overrides its part.
 
 A scheme gets the :class:`~regard.core.types.Index` of the tokens and reads their coordinates from ``index.at``. What it
-computes from them (angles, biases) is kept in ``index.memo``, so that all layers of a forward pass share it. Tables are
+computes from them (angles, biases) is made once an index, so that all layers of a forward pass share it. Tables are
 computed, not stored: no scheme without parameters has buffers, so none can be lost by a checkpoint or the meta device.
 """
 
@@ -72,11 +72,10 @@ def sinusoids(at: Float[Tensor, "*S"], dim: int, layout: SinusoidLayout) -> Floa
 
 def check_length(index: Index, max_seq_len: int) -> None:
     """Raise InputError if a token stands at ``max_seq_len`` or beyond."""
-    if index.span is None and (torch.compiler.is_compiling() or index.at.is_meta):
+    if index.start is None and (torch.compiler.is_compiling() or index.at.is_meta):
         return
-    if "reached" not in index.memo:  # the model asks, and its position scheme again
-        index.memo["reached"] = int(index.at.max()) if index.span is None else index.span.stop - 1
-    reached = index.memo["reached"]
+    # The model asks, and its position scheme again.
+    reached = index.once("reached", lambda: int(index.at.max()) if index.start is None else index.next - 1)
     if reached >= max_seq_len:
         raise InputError(f"a sequence reaches position {reached}; this model has positions 0 to {max_seq_len - 1}")
 
@@ -94,8 +93,8 @@ class Sinusoidal(PositionScheme):
         traced = torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter)
         make = sinusoid_table.__wrapped__ if traced else sinusoid_table
         table = make(self.max_seq_len, self.embed_dim, self.layout, x.dtype, x.device)
-        if index.span is not None:
-            return x + table[index.span.start : index.span.stop]
+        if index.start is not None:
+            return x + table[index.start : index.next]
         return x + table[index.at]
 
 
@@ -171,13 +170,12 @@ class Rotary(PositionScheme):
         return torch.cat([*(half.to(t.dtype) for half in turned), passing], dim=-1)
 
     def _angles(self, index: Index, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        key = (self, dtype)
-        if key not in index.memo:
+        def make() -> tuple[Tensor, Tensor]:
             exponent = torch.arange(0, self.rotary_dim, 2, dtype=torch.float64, device=index.at.device)
             angle = index.at[:, None, :, None].to(torch.float64) * self.theta ** (-exponent / self.rotary_dim)
-            index.memo[key] = (angle.cos().to(dtype), angle.sin().to(dtype))
-        angles: tuple[Tensor, Tensor] = index.memo[key]
-        return angles
+            return angle.cos().to(dtype), angle.sin().to(dtype)
+
+        return index.once((self, dtype), make)
 
 
 def alibi_slopes(num_heads: int) -> Float[Tensor, "H"]:
@@ -202,13 +200,13 @@ class ALiBi(PositionScheme):
 
     def bias(self, q: Float[Tensor, "B H Q D"], q_index: Index, k_index: Index) -> Float[Tensor, "R H Q K"]:
         wide = torch.promote_types(q.dtype, torch.float32)  # distances of some hundreds are not told apart in bfloat16
-        key = (self, q_index.beside(k_index), wide)
-        if key not in q_index.memo:
+
+        def make() -> Tensor:
             distance = (q_index.at[:, None, :, None] - k_index.at[:, None, None, :]).abs()
             slopes = alibi_slopes(self.num_heads).to(q.device)[:, None, None]
-            q_index.memo[key] = (-slopes * distance).to(wide)
-        found: Tensor = q_index.memo[key]
-        return found
+            return (-slopes * distance).to(wide)
+
+        return q_index.once((self, q_index.beside(k_index), wide), make)
 
 
 class T5Buckets(PositionScheme):
@@ -232,9 +230,8 @@ class T5Buckets(PositionScheme):
     def bias(self, q: Float[Tensor, "B H Q D"], q_index: Index, k_index: Index) -> Float[Tensor, "R H Q K"]:
         # The buckets are kept, the scores not: what recomputation does again must not depend on what was kept.
         key = (T5Buckets, self.num_buckets, self.max_distance, self.bidirectional, q_index.beside(k_index))
-        if key not in q_index.memo:
-            q_index.memo[key] = self.buckets(k_index.at[:, None, :] - q_index.at[:, :, None])
-        return self.weight[q_index.memo[key]].permute(0, 3, 1, 2).to(q.dtype)
+        buckets = q_index.once(key, lambda: self.buckets(k_index.at[:, None, :] - q_index.at[:, :, None]))
+        return self.weight[buckets].permute(0, 3, 1, 2).to(q.dtype)
 
     def buckets(self, distance: Int[Tensor, "R Q K"]) -> Int[Tensor, "R Q K"]:
         """The bucket of each signed distance (key position minus query position)."""

@@ -35,7 +35,7 @@ def tiled_attention(
         bias: added to the scores.
         floor: 0 where a query may see a key, else below all scores; where it may see none, its output is 0.
         scale: of the scores.
-        dropout: on the weights, below 1.
+        dropout: on the weights.
     """
     # Drawn here, the seed is torch's to repeat when it recomputes; what follows from it is not.
     seed = torch.randint(2**62, ()) if dropout else None

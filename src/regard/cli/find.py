@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
     from regard.train.recipe import override
 
     prog = f"regard train {args.what}"
-    recipe = override(find(args.what), fields, prog)
+    recipe = override(find(args.what), fields, prog, parser.names)
     sizes = rates = None
     options: list[str] = []
     if args.only != "rate":

@@ -26,7 +26,7 @@ def run(argv: list[str]) -> int:
     from regard.recipes import find
     from regard.train.recipe import override
 
-    recipe = override(find(args.what), fields, f"regard profile {args.what}")
+    recipe = override(find(args.what), fields, f"regard train {args.what}", parser.names)
     sys.stdout.writelines(f"{line}\n" for line in lines(recipe, args))
     return 0
 

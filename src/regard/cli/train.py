@@ -3,6 +3,7 @@
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from regard.train.recipe import Recipe
 
 USAGE = "regard train RECIPE [--FIELD VALUE ...] [--out DIR] [--resume] [--nproc N] [--quiet]"
-OPTIONS = ("--out", "--resume", "--nproc", "--quiet")
 EPILOG = """\
 'regard train RECIPE --help' shows the fields of a recipe, such as --data.train FILE or --model.dropout P; 'regard show'
 lists the recipes. DIR gets recipe.json, log.jsonl, the checkpoints best/ and last/, and report.html.
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
     args, fields = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(fields):
         sys.stdout.write(parser.format_usage() + "\n")  # the recipe's own help follows
-    recipe, out = plan(args, fields)
+    recipe, out = plan(args, fields, parser.names)
     if args.nproc is not None and "RANK" not in os.environ:
         from regard.train.launch import launch
 
@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def plan(args: Namespace, fields: list[str]) -> tuple["Recipe", Path]:
+def plan(args: Namespace, fields: list[str], own: Sequence[str]) -> tuple["Recipe", Path]:
     """The recipe to train by and the folder to train in. Raises ConfigError for a name or field that is not there."""
     from regard.recipes import find
     from regard.train.recipe import load_recipe, override
@@ -71,7 +71,7 @@ def plan(args: Namespace, fields: list[str]) -> tuple["Recipe", Path]:
     stored = Path(args.what, "recipe.json")
     again = stored.exists()
     base = load_recipe(stored) if again else find(args.what)
-    recipe = override(base, fields, f"regard train {args.what}", OPTIONS)
+    recipe = override(base, fields, f"regard train {args.what}", own)
     if again and args.resume:
         out = args.out or Path(args.what)
     elif again and args.out is None:

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with the search in the folder, if there is one")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     args, fields = parser.parse_known_args(argv)
-    recipe, want, out = plan(args, fields)
+    recipe, want, out = plan(args, fields, parser.names)
 
     from regard.explain.search import as_text, write_search
     from regard.train.tune import tune
@@ -55,7 +56,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def plan(args: Namespace, fields: list[str]) -> tuple["Recipe", "Asked", Path]:
+def plan(args: Namespace, fields: list[str], own: Sequence[str]) -> tuple["Recipe", "Asked", Path]:
     """The recipe, what to search and how long, and the folder.
 
     Raises ConfigError for a name or field that is not there.
@@ -79,7 +80,7 @@ def plan(args: Namespace, fields: list[str]) -> tuple["Recipe", "Asked", Path]:
         existing(what)
     stored = what / "recipe.json"
     base = load_recipe(stored) if stored.exists() else find(args.what)
-    recipe = override(base, fields, f"regard train {args.what}")
+    recipe = override(base, fields, f"regard train {args.what}", own)
     out = args.out or Path("runs", f"{what.name}-tune")
     trials = asked(out).trials if args.resume and (out / ASKED).exists() else 10
     space = tuple(args.space or default_space(recipe))

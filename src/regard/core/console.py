@@ -5,7 +5,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,8 +15,21 @@ SECONDS = 10.0
 """Between the lines that tell how far work has come, where there is no terminal."""
 
 
-def console(*, quiet: bool = False) -> Any:
-    """A console on standard error; if its reader leaves, the work goes on unseen."""
+_quiet = ContextVar("_quiet", default=False)
+
+
+@contextmanager
+def quietly(quiet: bool = True) -> Iterator[None]:
+    """Consoles made within the block show nothing, if ``quiet``."""
+    token = _quiet.set(quiet or _quiet.get())
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
+def console() -> Any:
+    """A console on standard error, unless :func:`quietly`; if its reader leaves, the work goes on unseen."""
     from rich.console import Console
 
     class Lasting(Console):
@@ -31,7 +45,7 @@ def console(*, quiet: bool = False) -> Any:
                     raise
                 self.on_broken_pipe()
 
-    return Lasting(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    return Lasting(stderr=True, quiet=_quiet.get(), highlight=False, soft_wrap=True)
 
 
 def told(items: Iterable[T], characters: Callable[[T], int], what: str) -> Iterator[T]:

@@ -10,6 +10,8 @@ from torch.utils.flop_counter import register_flop_formula
 LARGE = 2**27
 """Multiplications from which oneDNN is faster: 512 rows through 512 x 512, say."""
 
+ONEDNN = torch.backends.mkldnn.is_available()
+
 
 class Linear(nn.Linear):
     """``x @ weight.T + bias``.
@@ -36,8 +38,8 @@ def _learns(x: Tensor, weight: Tensor) -> bool:
         and type(weight) is nn.Parameter  # and no part of a matrix that lies across processes
         and x.ndim > 1
         and x.numel() * len(weight) >= LARGE
-        and not torch._C._are_functorch_transforms_active()
-        and torch.backends.mkldnn.is_available()
+        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
+        and ONEDNN
     )
 
 

@@ -6,9 +6,9 @@ G key-value heads, D head_dim, E embed_dim, F ffn_dim, V vocab, R rows (B, or 1 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from regard.attention.cache import Caches, LayerCache
     from regard.attention.mask import Mask
+
+T = TypeVar("T")
 
 IGNORE = -100
 """The target id that carries no loss."""
@@ -39,22 +41,22 @@ class Index:
         order: [R S] integers, -1 = padding. R is 1 when all rows agree.
         at: [R S] coordinates, [R S 2] in two dimensions; padding lies at 0. Equal to ``order`` unless given.
         padded: False promises that no entry of ``order`` is -1.
-        span: the orders as a range when all rows are the same run of them and ``at`` equals ``order``, known without
-            looking at a tensor; else None.
-        memo: values derived from this index within one forward pass (dense masks, position biases), shared by layers.
+        start: the first order when all rows are the same run of them and ``at`` equals ``order``, known without looking
+            at a tensor; else None. (A number, not a range, which torch.compile would compile for again and again.)
+        memo: what :meth:`once` keeps.
     """
 
     order: Int[Tensor, "R S"]
     at: Tensor
     padded: bool
-    span: range | None = None
+    start: int | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def count(cls, length: int, *, start: int = 0, device: torch.device | str | None = None) -> Index:
         """Positions start, start + 1, ... for rows without padding; one row stands for all."""
         order = torch.arange(start, start + length, device=device)[None]
-        return cls(order, order, padded=False, span=range(start, start + length))
+        return cls(order, order, padded=False, start=start)
 
     @classmethod
     def of(cls, valid: Bool[Tensor, "B S"], *, start: Int[Tensor, "B 1"] | int = 0) -> Index:
@@ -65,28 +67,37 @@ class Index:
     @classmethod
     def over(cls, tokens: Tensor, valid: Bool[Tensor, "B S"] | None, *, after: Index | None = None) -> Index:
         """The index of a [B S ...] input, going on ``after`` what was fed before; None marks no padding."""
-        if valid is None and (after is None or after.span is not None):
+        if valid is None and (after is None or after.start is not None):
             return cls.count(tokens.shape[1], start=0 if after is None else after.next, device=tokens.device)
         if valid is None:
             valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        if after is None or after.span is not None:
+        if after is None or after.start is not None:
             return cls.of(valid, start=0 if after is None else after.next)
         return cls.of(valid, start=after.order.max(dim=1, keepdim=True).values + 1)
 
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once for this index and ``key``: so the layers of a forward pass share it.
+
+        Not so in code that torch compiles or exports, where what one graph keeps would be a condition of the next.
+        """
+        if torch.compiler.is_compiling():
+            return make()
+        if key not in self.memo:
+            self.memo[key] = make()
+        found: T = self.memo[key]
+        return found
+
     @property
     def next(self) -> int:
-        """The order that follows, for an index with a span."""
-        if self.span is None:
+        """The order that follows, for an index with a start."""
+        if self.start is None:
             raise ValueError("rows of this index end at different orders")
-        return self.span.stop
+        return self.start + self.length
 
     @property
     def padding(self) -> Bool[Tensor, "R S 1"]:
         """True where there is no token."""
-        if "padding" not in self.memo:
-            self.memo["padding"] = (self.order < 0)[..., None]
-        found: Tensor = self.memo["padding"]
-        return found
+        return self.once("padding", lambda: (self.order < 0)[..., None])
 
     @property
     def length(self) -> int:
@@ -112,11 +123,7 @@ class Index:
 
     def fold(self, beams: int) -> Index:
         """The index of rows whose every ``beams`` neighbours are laid end to end (see ``attention.fold_beams``)."""
-        key = ("fold", beams)
-        if key not in self.memo:
-            self.memo[key] = Index(_fold(self.order, beams), _fold(self.at, beams), self.padded)
-        folded: Index = self.memo[key]
-        return folded
+        return self.once(("fold", beams), lambda: Index(_fold(self.order, beams), _fold(self.at, beams), self.padded))
 
     def first(self, count: int) -> Index:
         """The index of the first ``count`` places."""
@@ -127,13 +134,12 @@ class Index:
         return self._cut(slice(self.length - count, self.length))
 
     def _cut(self, places: slice) -> Index:
-        key = (places.start, places.stop)
-        if key not in self.memo:
+        def make() -> Index:
             order = self.order[:, places]
             at = order if self.at is self.order else self.at[:, places]
-            self.memo[key] = Index(order, at, self.padded, None if self.span is None else self.span[places])
-        cut: Index = self.memo[key]
-        return cut
+            return Index(order, at, self.padded, None if self.start is None else self.start + places.start)
+
+        return self.once((places.start, places.stop), make)
 
 
 def _fold(t: Tensor, beams: int) -> Tensor:

@@ -130,11 +130,11 @@ def flops(model: nn.Module, step: Callable[[], object]) -> dict[str, int]:
     """The FLOPs of one training step, by part, as torch counts them; what no part claims is the head's."""
     with FlopCounterMode(display=False) as counter:
         step()
-    counts = {path.partition(".")[2]: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
+    counts = {path: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
     found: Counter[str] = Counter()
-    for path in watched(model):
-        if "." in path:  # embeddings multiply nothing, and torch takes what the loss does for theirs
-            found[family(path)] += counts.get(path, 0)
+    for part in watched(model):
+        if "." in part:  # embeddings multiply nothing, and torch takes what the loss does for theirs
+            found[family(part)] += sum(count for path, count in counts.items() if path.endswith(f".{part}"))
     found[HEAD] += counter.get_total_flops() - sum(found.values())
     return dict(found)
 

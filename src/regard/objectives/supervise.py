@@ -1,6 +1,7 @@
 """Learning from targets that stand in the batch: cross-entropy, smoothed or focal, and squared error."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from regard.core.errors import ConfigError, InputError
 from regard.core.types import IGNORE, Batch, Loss
 
 CHUNK = 256
-"""How many rows of logits exist at once in :func:`linear_cross_entropy`; with more, the speed is the same."""
+"""How many rows of logits exist at once in :func:`linear_cross_entropy`; twice as many are hardly faster."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ class Supervise:
         if self.focal_gamma:
             return focal(logits, targets, self.focal_gamma)
         return cross_entropy(logits, targets, self.label_smoothing)
+
+
+@torch.no_grad()
+def likelihood(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
+    """The negative log-likelihood of the targets in batches, summed, in nats; and how many targets there are."""
+    device = next(model.parameters()).device
+    nll, count = 0.0, 0
+    for batch in batches:
+        loss = Supervise(0.0).loss(model, {name: value.to(device) for name, value in batch.items()})
+        nll, count = nll + float(loss.sum), count + int(loss.count)
+    return nll, count
 
 
 def cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], label_smoothing: float = 0.0) -> Loss:
@@ -113,7 +125,7 @@ def linear_cross_entropy(
     """:func:`cross_entropy` of a linear head's logits, whose N x V table is never held.
 
     The gradient of softmax is known as soon as the logits are, so the forward pass forms it in their place,
-    a chunk of rows at a time. It is 1.1 to 1.4 times as fast as torch's own on a CPU, and holds 256 rows instead of N.
+    a chunk of rows at a time.
     """
     count = _count(targets)
     loss, nll = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]

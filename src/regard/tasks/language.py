@@ -26,7 +26,7 @@ from regard.data.tokenize import Tokenizer, TokenizerKind, parts, train_tokenize
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
 from regard.generate.front import generate
-from regard.objectives.supervise import Supervise
+from regard.objectives.supervise import likelihood
 from regard.tasks.task import Prepare, vocabulary
 
 WRITTEN = 100
@@ -281,7 +281,6 @@ class Language:
         count = sum(int((batch["targets"] != IGNORE).sum()) for batch in self.validation())
         return surprise(nll * count, count, self.data.splits["valid"])
 
-    @torch.no_grad()
     def score(self, model: nn.Module, texts: Sequence[str]) -> dict[str, float]:
         """How well the model, which learnt with this tokenizer, expects any ``texts``.
 
@@ -289,12 +288,7 @@ class Language:
             ``log_likelihood`` of a token, in nats, the end of each text included; ``perplexity``, its exponential
             turned round; and ``bits_per_byte`` of UTF-8, which compares models whatever their tokens.
         """
-        device = next(model.parameters()).device
-        nll, count = 0.0, 0
-        for batch in self.batches(texts):
-            loss = Supervise(0.0).loss(model, {name: value.to(device) for name, value in batch.items()})
-            nll, count = nll + float(loss.sum), count + int(loss.count)
-        return surprise(nll, count, texts)
+        return surprise(*likelihood(model, self.batches(texts)), texts)
 
     def predict(
         self, model: Any, texts: Sequence[str], method: Pick | Beam = greedy, max_tokens: int | None = None

@@ -23,7 +23,7 @@ from regard.data.split import Reread, Splits
 from regard.data.tokenize import Tokenizer, TokenizerKind
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick
-from regard.objectives.supervise import Supervise
+from regard.objectives.supervise import likelihood
 from regard.tasks.task import Prepare
 from regard.tasks.translate import BEAM, WINDOW, Example, ParallelText, Translate
 
@@ -243,7 +243,7 @@ class TranslateMany:
         ]
 
     @torch.no_grad()
-    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - it is of all languages
+    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:
         """What :meth:`Translate.metrics` finds, as means over the pairs of languages and then of each: ``bleu/en-de``.
 
         ``valid_nll/en-de`` is the negative log-likelihood of a target token in each.
@@ -255,7 +255,8 @@ class TranslateMany:
         }
         for name, task in self.members.items():
             found |= {f"{metric}/{name}": score for metric, score in each[name].items()}
-            found[f"valid_nll/{name}"] = likelihood(models[name], task.validation())
+            nll, count = likelihood(models[name], task.validation())
+            found[f"valid_nll/{name}"] = nll / count
         return found
 
     def model_of(self, model: nn.Module, name: str) -> nn.Module:
@@ -314,12 +315,3 @@ class TranslateMany:
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
         self.tokenizer.save(folder)
-
-
-def likelihood(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """The mean negative log-likelihood of the batches' targets, in nats."""
-    device = next(model.parameters()).device
-    losses = [
-        Supervise(0.0).loss(model, {name: value.to(device) for name, value in batch.items()}) for batch in batches
-    ]
-    return float(sum(loss.sum for loss in losses) / sum(loss.count for loss in losses))

@@ -21,6 +21,7 @@ from regard import zoo
 from regard.blocks.residual import Stack
 from regard.checkpoint.files import replacing
 from regard.checkpoint.load import assign, tensors_of
+from regard.core.console import quietly
 from regard.core.errors import ConfigError, DataError, TrainingError
 from regard.core.serial import differences, to_json
 from regard.core.types import IGNORE, Batch
@@ -66,7 +67,11 @@ def fit(
     """
     keep_few_kernels()
     check_installed(recipe.track)
-    with joined(recipe.parallel, default_device()) as ranks, ranks.led(claim(out, resume=resume)) as begun:
+    with (
+        joined(recipe.parallel, default_device()) as ranks,
+        quietly(quiet or not ranks.leader),
+        ranks.led(claim(out, resume=resume)) as begun,
+    ):
         torch.manual_seed(recipe.seed + ranks.rank // recipe.parallel.tensor)  # those that share a batch drop out alike
         task = recipe.data.open(out) if begun else opened(recipe, out, ranks)
         recipe = settled(recipe, task, out, ranks)
@@ -77,8 +82,7 @@ def fit(
             with replacing(out) as folder:
                 task.save(folder)
                 save_recipe(recipe, folder / "recipe.json")
-        quiet = quiet or not ranks.leader
-        with Watch(recipe.num_steps, step=run.progress.step, quiet=quiet) as watch, interruptions() as stop:
+        with Watch(recipe.num_steps, step=run.progress.step) as watch, interruptions() as stop:
             return run.train(watch, stop, report)
 
 
@@ -155,8 +159,15 @@ def build_model(recipe: Recipe, device: torch.device, *, even: bool) -> nn.Modul
         stack.recompute = recipe.recompute
         if recipe.compile:
             for block in stack.blocks:
-                block.compile(dynamic=None if even else True)
+                block.compile(backend=lean, dynamic=None if even else True)
     return model
+
+
+def lean(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """torch's own compiler, told to compute again for the gradients what is cheap and what only products read."""
+    with torch._functorch.config.patch(ban_recompute_materialized_backward=False):
+        compiled: Callable[..., Any] = torch._dynamo.lookup_backend("inductor")(graph, inputs)
+    return compiled
 
 
 class Run:

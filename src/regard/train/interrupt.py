@@ -1,8 +1,9 @@
-"""Being asked to stop: by a terminal, a scheduler, or whoever started the process."""
+"""Being asked to stop: by a terminal, a scheduler, or the end of whoever started the process."""
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -32,3 +33,13 @@ def interruptions() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_after(wait: Callable[[], object]) -> None:
+    """End this process, whatever it is at, as soon as ``wait`` returns."""
+
+    def follow() -> None:
+        wait()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import IO
 
 from regard.core.errors import ConfigError, PeerError, RegardError
-from regard.train.interrupt import interruptions
+from regard.train.interrupt import end_after, interruptions
 
 GRACE = 3.0
 """Seconds for the other processes to end by themselves, and to say why, once one has."""
@@ -144,13 +145,8 @@ def _start(
 def follow() -> None:
     """In a process started here: end with the launcher, however that ends."""
     launcher = os.environ.pop(LAUNCHED, None)
-
-    def wait() -> None:
-        os.read(int(launcher or ""), 1)
-        os._exit(1)
-
     if launcher is not None:
-        threading.Thread(target=wait, daemon=True).start()
+        end_after(partial(os.read, int(launcher), 1))
 
 
 def _free_port() -> int:

@@ -100,10 +100,6 @@ class Recipe:
             )
         if self.background and max(astuple(self.parallel)) > 1:
             raise ConfigError("background needs a whole model in each process: set the fields of parallel to 1")
-        if self.compile and self.recompute:
-            raise ConfigError(
-                "compile and recompute exclude each other: what is compiled decides itself what to recompute"
-            )
         for name in ("clip_norm", "clip_value"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} {getattr(self, name)} must be a number from 0; 0 does not clip")

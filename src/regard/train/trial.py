@@ -3,9 +3,7 @@
 import json
 import math
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing import resource_tracker
@@ -17,6 +15,7 @@ import torch
 
 from regard.core.errors import RegardError, TrainingError
 from regard.train.fit import ended, fit
+from regard.train.interrupt import end_after
 from regard.train.recipe import Recipe, load_recipe, override
 
 if TYPE_CHECKING:
@@ -96,7 +95,9 @@ class Worker:
 
 def _serve(pipe: Connection, out: Path, monitor: str, threads: int) -> None:
     """What a worker does until its parent is gone."""
-    threading.Thread(target=_follow, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has one"
+    end_after(parent.join)
     torch.set_num_threads(threads)
     recipe = load_recipe(out / RECIPE)
 
@@ -110,14 +111,6 @@ def _serve(pipe: Connection, out: Path, monitor: str, threads: int) -> None:
         while True:
             number, options = pipe.recv()
             pipe.send(train(recipe, options, folder(out, number), judged))
-
-
-def _follow() -> None:
-    """End with the parent, however it ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has one"
-    parent.join()
-    os._exit(1)
 
 
 def train(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from regard.checkpoint.files import replacing
-from regard.core.console import console
+from regard.core.console import console, quietly
 from regard.core.errors import ConfigError, MissingExtra, TrainingError
 from regard.core.serial import differences, load_json, to_json
 from regard.train.interrupt import interruptions
@@ -158,10 +158,10 @@ def tune(
     _import_optuna()
     space = parse_space(recipe, want.space)
     monitor = recipe.data.open().monitor  # what is wrong with the data is said before anything is written
-    with claim(out, resume=resume), interruptions() as stop:
+    with quietly(quiet), claim(out, resume=resume), interruptions() as stop:
         _begin(out, recipe, want)
         search = Search(recipe, space, out, monitor)
-        search.run(want.trials, jobs, stop, console(quiet=quiet))
+        search.run(want.trials, jobs, stop, console())
         found = search.finished()
         return Outcome(monitor, space, found, search.importance(), want.command, done=len(found) >= want.trials)
 

@@ -61,14 +61,13 @@ class Watch:
     Args:
         num_steps: the last step.
         step: where the run stands already.
-        quiet: show nothing.
     """
 
-    def __init__(self, num_steps: int, *, step: int = 0, quiet: bool = False) -> None:
+    def __init__(self, num_steps: int, *, step: int = 0) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.num_steps = num_steps
-        self.console = console(quiet=quiet)
+        self.console = console()
         self.bar = Progress(
             BarColumn(),
             MofNCompleteColumn(),
@@ -76,7 +75,7 @@ class Watch:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self.console,
-            disable=quiet or not sys.stderr.isatty(),
+            disable=self.console.quiet or not sys.stderr.isatty(),
         )
         self.job = self.bar.add_task("", total=num_steps, completed=step, rate=0.0, loss=float("nan"))
 
