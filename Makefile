@@ -10,6 +10,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CODE := src tests docs $(wildcard benchmarks)
+# optimizers.py measures beside no one: it makes a page of the docs, in an hour.
 BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/optimizers.py,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help

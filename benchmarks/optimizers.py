@@ -189,9 +189,10 @@ def reached(curve: Sequence[Sequence[float]], loss: float) -> int | None:
 
 
 def table(corner: str, columns: Iterable[str], rows: Mapping[str, Iterable[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table; rows may be shorter than its head."""
     head = [corner, *columns]
     lines = [head, ["---"] * len(head), *([name, *cells] for name, cells in rows.items())]
+    lines = [[*line, *[""] * (len(head) - len(line))] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

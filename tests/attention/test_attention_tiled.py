@@ -89,7 +89,7 @@ def test_recomputed_and_compiled_it_drops_the_same():
     def attend(v):
         return checkpoint(lambda v: in_tiles(q, k, v, **terms(dropout=0.4)), v, use_reentrant=False)
 
-    out = torch.compile(attend, backend="aot_eager")(v)
+    out = torch.compile(attend, backend="aot_eager", fullgraph=True)(v)
     slope = torch.randn_like(out)
     gradient = torch.autograd.grad(out, v, slope)[0]
     torch.testing.assert_close((gradient * v).sum(), (out * slope).sum())  # it is linear in v
@@ -128,7 +128,7 @@ def test_operations_are_counted():
 
 
 def test_compiled_it_is_the_same():
-    compiled = torch.compile(lambda *qkv: in_tiles(*qkv, **terms()), backend="aot_eager")
+    compiled = torch.compile(lambda *qkv: in_tiles(*qkv, **terms()), backend="aot_eager", fullgraph=True)
     q, k, v = inputs()
     torch.testing.assert_close(compiled(q, k, v), in_tiles(q, k, v, **terms()))
     compiled(q, k, v).sum().backward()

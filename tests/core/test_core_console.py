@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from regard.core import console
-from regard.core.console import told
+from regard.core.console import quietly, told
 
 TEXTS = ["ab" * 500_000, "c" * 2_000_000]
 
@@ -22,6 +22,14 @@ def test_long_work_says_how_much_and_how_fast(capsys, monkeypatch):
     assert first.startswith("tokenising: 1 million characters, ")
     assert second.startswith("tokenising: 3 million characters, ")
     assert second.endswith(" million a second")
+
+
+def test_quiet_work_is_silent_however_long(capsys, monkeypatch):
+    monkeypatch.setattr(console, "SECONDS", 0.0)
+    with quietly(), quietly(False):  # inner work is no louder than outer
+        assert list(told(TEXTS, len, "tokenising")) == TEXTS
+    assert capsys.readouterr().err == ""
+    assert not console.console().quiet
 
 
 def test_a_terminal_that_is_closed_ends_no_work():

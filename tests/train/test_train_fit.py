@@ -354,11 +354,8 @@ def test_compiled_blocks_serve_batches_of_all_sizes(recipe, tmp_path, monkeypatc
 
     taken = Run.step
     monkeypatch.setattr(Run, "step", step)
-    monkeypatch.setattr(
-        nn.Module,
-        "compile",
-        lambda self, dynamic, **_: compiled(self, backend=backend, dynamic=dynamic, fullgraph=True),
-    )
+    whole = partial(compiled, backend=backend, fullgraph=True)
+    monkeypatch.setattr(nn.Module, "compile", lambda self, dynamic, **_: whole(self, dynamic=dynamic))
     fit(dataclasses.replace(recipe, compile=True, accumulate=1), tmp_path / "run", quiet=True)
     assert len(sizes) > 2
     assert len(graphs) == 2, "the encoder's block and the decoder's"
