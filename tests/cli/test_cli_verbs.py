@@ -218,8 +218,8 @@ def test_generate_reads_standard_input_and_stops_at_a_text(capsys, tiny_run, tmp
 def test_evaluate_scores_the_runs_own_data_or_a_file(capsys, tiny_run, pairs_file):
     text = printed(capsys, "evaluate", tiny_run)
     assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in text
-    assert "of 3 (valid)" in text
-    assert f"of 60 ({pairs_file})" in printed(capsys, "evaluate", tiny_run, "--data", pairs_file, "--beam", 1)
+    assert "on 3 examples: valid" in text
+    assert f"on 60 examples: {pairs_file}" in printed(capsys, "evaluate", tiny_run, "--data", pairs_file, "--beam", 1)
     assert "no such file" in refusal(capsys, "evaluate", tiny_run, "--data", "none.tsv")
 
 

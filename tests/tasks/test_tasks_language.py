@@ -66,9 +66,9 @@ def test_texts_that_share_a_row_are_scored_as_each_alone(task, model):
     assert all(len(task.tokenizer.encode(text)) < 6 for text in texts)
     wide = Language(PlainText(seq_len=100, max_tokens=200), task.tokenizer)
     size = sum(map(len, texts))
-    together = wide.score(model, texts)["bits_per_byte"] * size
+    together = wide.score(model, texts).scores["bits_per_byte"] * size
     assert together == pytest.approx(
-        sum(wide.score(model, [text])["bits_per_byte"] * len(text) for text in texts), 1e-9
+        sum(wide.score(model, [text]).scores["bits_per_byte"] * len(text) for text in texts), 1e-9
     )
 
 
@@ -78,7 +78,7 @@ def test_scores_by_hand(task, model):
     logprobs = model(torch.tensor([tokens])).logits[0].log_softmax(-1).detach()
     nll = -sum(float(logprobs[i, token]) for i, token in enumerate(tokens[1:]))
     wide = Language(PlainText(seq_len=100, max_tokens=200), task.tokenizer)
-    assert wide.score(model, [text]) == pytest.approx(
+    assert wide.score(model, [text]).scores == pytest.approx(
         {
             "log_likelihood": -nll / (len(tokens) - 1),
             "perplexity": math.exp(nll / (len(tokens) - 1)),

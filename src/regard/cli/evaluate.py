@@ -8,7 +8,7 @@ from regard.cli.parser import Parser, positive
 from regard.core.errors import DataError
 
 if TYPE_CHECKING:
-    from regard.evaluate.translation import Evaluation
+    from regard.tasks.task import Scored
 
 
 def run(argv: list[str]) -> int:
@@ -26,21 +26,16 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse(argv)
 
-    from regard.evaluate.translation import evaluate
     from regard.front import method, open_run
-    from regard.tasks.language import Language
 
     task, model = open_run(args.run)
     splits = {} if args.data else held_out(task, args.run)
     used = args.data or next(split for split in ("test", "valid") if splits[split])
     examples = task.data.read(args.data) if args.data else splits[used]
-    if isinstance(task, Language):
-        scores = task.score(model, examples)
-        lines = [f"{name.replace('_', ' '):<16}{score:8.4f}" for name, score in scores.items()]
-        sys.stdout.write((json.dumps({**scores, "data": used}) if args.json else "\n".join(lines)) + "\n")
-        return 0
-    found = evaluate(task, model, examples, method(args.beam))
-    sys.stdout.write((json.dumps(as_object(found, used)) if args.json else as_text(found, used)) + "\n")
+    found = task.score(model, examples, method(args.beam))
+    about = {"data": used, "num_examples": len(examples)}
+    as_object = {**found.scores, **about, "notes": found.notes}
+    sys.stdout.write((json.dumps(as_object) if args.json else as_text(found, used, len(examples))) + "\n")
     return 0
 
 
@@ -53,18 +48,10 @@ def held_out(task: Any, run: str) -> Any:
         raise DataError(f"{error}; {where}; give --data F") from None
 
 
-def as_object(found: "Evaluation", used: str) -> dict[str, Any]:
-    """The scores with what is needed to compare them, for other programs."""
-    return {**found.scores, "data": used, "num_examples": found.num_examples, "signatures": found.signatures}
-
-
-def as_text(found: "Evaluation", used: str) -> str:
+def as_text(found: "Scored", used: str, count: int) -> str:
     """The scores with what is needed to compare them, for a reader."""
-    exact = found.scores["exact_match"]
-    return "\n".join(
-        [
-            f"BLEU         {found.scores['bleu']:6.2f}   {found.signatures['bleu']}",
-            f"chrF         {found.scores['chrf']:6.2f}   {found.signatures['chrf']}",
-            f"exact match  {100 * exact:6.2f}%  {round(exact * found.num_examples)} of {found.num_examples} ({used})",
-        ]
-    )
+    lines = [
+        f"{name.replace('_', ' '):<16}{score:10.4f}   {found.notes.get(name, '')}".rstrip()
+        for name, score in found.scores.items()
+    ]
+    return "\n".join([*lines, f"on {count:,} examples: {used}"])

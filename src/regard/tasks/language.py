@@ -27,7 +27,7 @@ from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
 from regard.generate.front import generate
 from regard.objectives.supervise import likelihood
-from regard.tasks.task import Prepare, vocabulary
+from regard.tasks.task import Prepare, Scored, some, vocabulary
 
 WRITTEN = 100
 """How many tokens an answer has unless more or fewer are asked for."""
@@ -281,14 +281,18 @@ class Language:
         count = sum(int((batch["targets"] != IGNORE).sum()) for batch in self.validation())
         return surprise(nll * count, count, self.data.splits["valid"])
 
-    def score(self, model: nn.Module, texts: Sequence[str]) -> dict[str, float]:
-        """How well the model, which learnt with this tokenizer, expects any ``texts``.
+    def score(self, model: nn.Module, examples: Sequence[str], method: Pick | Beam = greedy) -> Scored:  # noqa: ARG002
+        """How well the model, which learnt with this tokenizer, expects any texts; it is not asked for answers.
 
         Returns:
             ``log_likelihood`` of a token, in nats, the end of each text included; ``perplexity``, its exponential
             turned round; and ``bits_per_byte`` of UTF-8, which compares models whatever their tokens.
+
+        Raises:
+            InputError: there are no texts.
         """
-        return surprise(*likelihood(model, self.batches(texts)), texts)
+        some(examples)
+        return Scored(surprise(*likelihood(model, self.batches(examples)), examples))
 
     def predict(
         self, model: Any, texts: Sequence[str], method: Pick | Beam = greedy, max_tokens: int | None = None

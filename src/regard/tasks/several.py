@@ -24,8 +24,8 @@ from regard.data.tokenize import Tokenizer, TokenizerKind
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick
 from regard.objectives.supervise import likelihood
-from regard.tasks.task import Prepare
-from regard.tasks.translate import BEAM, WINDOW, Example, ParallelText, Translate
+from regard.tasks.task import Prepare, Scored
+from regard.tasks.translate import BEAM, WINDOW, Example, ParallelText, Translate, scored
 
 TAG = re.compile(r">>(\S+?)<< ?(.*)", re.DOTALL)
 """How a source says which pair of languages it is of, as Marian's models for several languages have it."""
@@ -292,6 +292,10 @@ class TranslateMany:
                 except InputError as error:
                     raise InputError(f"of the texts for {name}, {error}") from None
             yield from outputs
+
+    def score(self, model: Any, examples: Sequence[Pair], method: Pick | Beam = BEAM) -> Scored:
+        """As :meth:`Translate.score`, of pairs with tagged sources, all together."""
+        return scored(self, model, examples, method)
 
     def show(self, batch: Batch) -> str:
         """The languages of a batch, its first source, and what the decoder reads of its target."""

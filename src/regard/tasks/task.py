@@ -1,6 +1,7 @@
 """What training asks of a task."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -9,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from regard.core.errors import ConfigError
+from regard.core.errors import ConfigError, InputError
 from regard.core.types import Batch, Text
 from regard.data.loader import Loader
 from regard.data.source import Rows
+from regard.generate.beam import Beam
+from regard.generate.decode import Pick
 
 Prepare = Callable[[Batch, torch.Generator], Batch]
 
@@ -23,6 +26,21 @@ def vocabulary(model: Any, tokenizer: Text) -> int:
     if size < len(tokenizer):
         raise ConfigError(f"model.vocab_size {size} is less than the tokenizer's {len(tokenizer)}; 0 follows it")
     return int(size)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model's answers to some examples are worth.
+
+    Attributes:
+        scores: by metric.
+        notes: by metric, under which rules it was found: sacreBLEU's signature, say.
+        outputs: the answers, in order, where the task is to give some.
+    """
+
+    scores: dict[str, float]
+    notes: dict[str, str] = field(default_factory=dict)
+    outputs: list[str] = field(default_factory=list)
 
 
 class Task(Protocol):
@@ -57,6 +75,10 @@ class Task(Protocol):
         """Score the model on held-out examples; ``nll`` is its mean over the targets of :meth:`validation`."""
         ...
 
+    def score(self, model: Any, examples: Sequence[Any], method: Pick | Beam) -> Scored:
+        """Score the model on any examples, its answers found by ``method``. Raises InputError where there are none."""
+        ...
+
     def show(self, batch: Batch) -> str:
         """The first example of a batch as a person reads it, on one line, for an error."""
         ...
@@ -76,6 +98,12 @@ class Task(Protocol):
     def save(self, folder: Path) -> None:
         """Write what was learnt from the data (a tokenizer), so that ``Data.open(folder)`` finds it."""
         ...
+
+
+def some(examples: Sequence[Any]) -> None:
+    """Raise InputError where there are no examples to score on."""
+    if not examples:
+        raise InputError("there are no examples to score on")
 
 
 class Data(Protocol):

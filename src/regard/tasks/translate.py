@@ -29,7 +29,7 @@ from regard.data.tokenize import Tokenizer, TokenizerKind, train_tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
 from regard.generate.front import generate
-from regard.tasks.task import Prepare, vocabulary
+from regard.tasks.task import Prepare, Scored, some, vocabulary
 
 Example = tuple[Integers, ...]
 """A source and a target as tokens, without special tokens."""
@@ -266,7 +266,11 @@ class Translate:
         """Greedy translations of the first ``num_scored`` validation pairs, scored."""
         pairs = self.data.splits["valid"][: self.data.num_scored]
         outputs = self.predict(model, [source for source, _ in pairs], method=greedy)
-        return score(list(outputs), [target for _, target in pairs])[0]
+        return compared(list(outputs), [target for _, target in pairs]).scores
+
+    def score(self, model: Any, examples: Sequence[Pair], method: Pick | Beam = BEAM) -> Scored:
+        """Translate the sources and compare with the targets. Raises InputError for no pairs, or a source too long."""
+        return scored(self, model, examples, method)
 
     def predict(
         self, model: Any, sources: Sequence[str], method: Pick | Beam = BEAM, max_tokens: int | None = None
@@ -356,13 +360,20 @@ def sizes(examples: Sequence[Example]) -> list[tuple[int, int]]:
     return [(len(source) + 1, len(target) + 1) for source, target in examples]
 
 
-def score(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
+def scored(task: Any, model: Any, pairs: Sequence[Pair], method: Pick | Beam) -> Scored:
+    """How the task's translations of the sources compare with the targets. Raises InputError for no pairs."""
+    some(pairs)
+    outputs = list(task.predict(model, [source for source, _ in pairs], method))
+    return compared(outputs, [target for _, target in pairs])
+
+
+def compared(outputs: list[str], references: Sequence[str]) -> Scored:
     """Corpus BLEU (Papineni et al. 2002) and chrF (Popović 2015), 0 to 100, and exact matches, 0 to 1.
 
     BLEU is cased on 13a tokens, and chrF is chrF2: sacreBLEU's own choices.
 
     Returns:
-        the scores by name, and sacreBLEU's signature of each of its two: tokenisation, case, smoothing, version.
+        these, with sacreBLEU's signature of each of its two: tokenisation, case, smoothing, version.
     """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
@@ -370,5 +381,6 @@ def score(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, 
     metrics: dict[str, Any] = {"bleu": BLEU(), "chrf": CHRF()}
     scores = {name: float(metric.corpus_score(outputs, [references]).score) for name, metric in metrics.items()}
     exact = sum(output == reference for output, reference in zip(outputs, references, strict=True))
-    signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
-    return {**scores, "exact_match": exact / len(references)}, signatures
+    notes = {name: str(metric.get_signature()) for name, metric in metrics.items()}
+    notes["exact_match"] = f"{exact:,} of {len(references):,}"
+    return Scored({**scores, "exact_match": exact / len(references)}, notes, outputs)

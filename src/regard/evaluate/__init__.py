@@ -1,1 +1,0 @@
-"""Scoring a trained model with the field's standard metrics."""

@@ -1,0 +1,50 @@
+"""Scores of translations against sacreBLEU called directly, and against known answers."""
+
+import pytest
+import sacrebleu
+
+from regard.core.errors import InputError
+from regard.generate.decode import greedy
+from regard.recipes import find, recipes
+from regard.tasks.translate import compared, scored
+
+PAIRS = [
+    ("a man rides a horse", "Ein Mann reitet auf einem Pferd."),
+    ("two dogs play in the snow", "Zwei Hunde spielen im Schnee."),
+    ("a girl reads", "Ein Mädchen liest ein Buch."),
+]
+OUTPUTS = ["Ein Mann reitet auf dem Pferd.", "Zwei Hunde spielen im Schnee.", "ein Mädchen liest ein Buch."]
+
+
+class Memory:
+    """Answers from a table, where a trained model is beside the point."""
+
+    def predict(self, model, sources, method):
+        assert method is greedy
+        return iter([dict(zip([p[0] for p in PAIRS], OUTPUTS, strict=True))[source] for source in sources])
+
+
+def test_scores_are_sacrebleus():
+    found = scored(Memory(), None, PAIRS, greedy)
+    references = [[target for _, target in PAIRS]]
+    assert found.scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(OUTPUTS, references).score)
+    assert found.scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(OUTPUTS, references).score)
+    assert found.scores["exact_match"] == pytest.approx(1 / 3)
+    assert found.outputs == OUTPUTS
+    assert "case:mixed" in found.notes["bleu"]
+    assert "tok:13a" in found.notes["bleu"]
+    assert "nc:6" in found.notes["chrf"]
+    assert found.notes["exact_match"] == "1 of 3"
+
+
+def test_the_right_answers_score_full():
+    references = [target for _, target in PAIRS]
+    assert compared(references, references).scores == pytest.approx({"bleu": 100, "chrf": 100, "exact_match": 1})
+    assert compared(["", "", ""], references).scores["exact_match"] == 0
+
+
+@pytest.mark.parametrize("data", {type(recipe().data) for recipe in recipes().values()}, ids=lambda data: data.task)
+def test_nothing_to_score_on(data, tmp_path):
+    find("translate").data.open().save(tmp_path)
+    with pytest.raises(InputError, match="no examples"):
+        data().open(tmp_path).score(None, [], greedy)
