@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from regard.blocks.embed import Head
 from regard.core.errors import ConfigError, InputError
+from regard.core.linear import product
 from regard.core.types import IGNORE, Batch, Loss
 
 CHUNK = 256
@@ -152,29 +153,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
         size, kind, device = len(weight), weight.dtype, weight.device.type
-        product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else kind
-        table = weight.to(product)
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else kind
+        table = weight.to(narrow)
         grad_hidden, grad_weight = torch.empty_like(hidden, dtype=kind), torch.zeros_like(weight)
         grad_bias = torch.zeros_like(weight[:, 0])
         nll, uniform = weight.new_zeros(()), weight.new_zeros(())
         for rows, picked, into in zip(
-            hidden.to(product).split(CHUNK), targets[:, None].split(CHUNK), grad_hidden.split(CHUNK), strict=True
+            hidden.to(narrow).split(CHUNK), targets[:, None].split(CHUNK), grad_hidden.split(CHUNK), strict=True
         ):
-            logits = (rows @ table.t()).to(kind)
+            logits = product(rows, table).to(kind)
             if bias is not None:
                 logits += bias
-            top, hit, middle = logits.amax(dim=-1, keepdim=True), logits.gather(1, picked), logits.mean(dim=-1)
-            slope = logits.sub_(top).exp_()
-            total = slope.sum(dim=-1, keepdim=True)
-            slope /= total
-            normalizer = top + total.log()
-            nll += (normalizer - hit).sum()
-            uniform += (normalizer[:, 0] - middle).sum()
+            logprobs = logits.log_softmax(dim=-1)
+            nll -= logprobs.gather(1, picked).sum()
+            uniform -= logprobs.mean(dim=-1).sum()
+            slope = logprobs.exp_()
             slope.scatter_add_(1, picked, slope.new_full(picked.shape, smoothing - 1))
             grad_bias += slope.sum(dim=0)
-            slope = slope.to(product)
-            into.copy_(slope @ table)
-            if product == kind:
+            slope = slope.to(narrow)
+            into.copy_(product(slope, table.t()))
+            if narrow == kind:
                 torch.addmm(grad_weight, slope.t(), rows, out=grad_weight)  # in one pass over the large table
             else:
                 grad_weight += slope.t() @ rows
