@@ -5,7 +5,8 @@ import sacrebleu
 
 from regard.core.errors import InputError
 from regard.generate.decode import greedy
-from regard.recipes import find, recipes
+from regard.recipes import find
+from regard.tasks import datas
 from regard.tasks.translate import compared, scored
 
 PAIRS = [
@@ -43,7 +44,7 @@ def test_the_right_answers_score_full():
     assert compared(["", "", ""], references).scores["exact_match"] == 0
 
 
-@pytest.mark.parametrize("data", {type(recipe().data) for recipe in recipes().values()}, ids=lambda data: data.task)
+@pytest.mark.parametrize("data", datas().values(), ids=datas())
 def test_nothing_to_score_on(data, tmp_path):
     find("translate").data.open().save(tmp_path)
     with pytest.raises(InputError, match="no examples"):
