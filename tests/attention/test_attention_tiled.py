@@ -1,5 +1,7 @@
 """Attention in tiles: whatever their size, the formula written out; dropout is drawn again for the gradients."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -147,3 +149,33 @@ def test_long_rows_are_tiled_where_sdpa_is_slow(dtype, dropout):
     q = torch.randn(1, 1, 256, D, dtype=dtype, requires_grad=True)
     options = terms(dropout=dropout) | {"q_index": index, "k_index": index}
     assert "regard_attend" in auto(q, q, q, **options).grad_fn.name()
+
+
+def test_compiled_for_any_size_it_is_one_graph():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    @partial(torch.compile, backend=backend, dynamic=True, fullgraph=True)
+    def attend(q, index):
+        return auto(q, q, q, **terms() | {"q_index": index, "k_index": index})
+
+    for rows, length in ((5, 100), (7, 200), (9, 700)):  # no two sizes alike
+        q = torch.randn(rows, 2, length, D, dtype=torch.bfloat16)
+        index = Index.over(torch.zeros(rows, length, dtype=torch.long), None)
+        expected = eager(q, q, q, **terms() | {"q_index": index, "k_index": index})
+        torch.testing.assert_close(attend(q, index), expected, rtol=0.02, atol=0.02)
+    assert len(graphs) == 1
+
+
+def test_transforms_of_functions_do_without_it():
+    q, index = torch.randn(1, 2, 200, D), Index.over(torch.zeros(1, 200, dtype=torch.long), None)
+    options = terms() | {"q_index": index, "k_index": index}
+    narrow = q.to(torch.bfloat16)
+    found, expected = (
+        torch.func.grad(lambda q, kernel=kernel: kernel(q, q, q, **options).float().square().sum())(narrow)
+        for kernel in (auto, eager)
+    )
+    torch.testing.assert_close(found, expected)

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from regard.core import console
 from regard.core.console import quietly, told
 
@@ -32,9 +34,18 @@ def test_quiet_work_is_silent_however_long(capsys, monkeypatch):
     assert not console.console().quiet
 
 
-def test_a_terminal_that_is_closed_ends_no_work():
+PRINTED = "input(); console().print('so far'); sys.exit(7)"
+SHOWN = """
+with console().status('working'):
+    input()
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("work", [PRINTED, SHOWN], ids=["printed", "shown"])
+def test_a_terminal_that_is_closed_ends_no_work(work):
     ours, theirs = os.openpty()
-    code = "from regard.core.console import console; import sys; input(); console().print('so far'); sys.exit(7)"
+    code = f"from regard.core.console import console; import sys\n{work}"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=theirs, text=True)
     os.close(theirs)
     os.close(ours)

@@ -354,6 +354,7 @@ def test_compiled_blocks_serve_batches_of_all_sizes(recipe, tmp_path, monkeypatc
 
     taken = Run.step
     monkeypatch.setattr(Run, "step", step)
+    monkeypatch.setattr("regard.core.linear.LARGE", 30_000)  # some products are large, some are not
     whole = partial(compiled, backend=backend, fullgraph=True)
     monkeypatch.setattr(nn.Module, "compile", lambda self, dynamic, **_: whole(self, dynamic=dynamic))
     fit(dataclasses.replace(recipe, compile=True, accumulate=1), tmp_path / "run", quiet=True)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,34 @@ def running(folder):
         return ") Z " not in (folder / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+SLOW = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: None)
+open(f"{sys.argv[1]}/{os.environ['RANK']}", "w").close()
+signal.pause()
+if os.environ["RANK"] == "0":
+    time.sleep(5)
+    open(f"{sys.argv[1]}/saved", "w").close()
+sys.exit(130)
+"""
+
+
+def test_a_leader_that_is_asked_to_stop_may_take_its_time_to_save(tmp_path):
+    """The others have nothing to write: that they have ended is no reason to end the leader."""
+
+    def ask():
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert launch([sys.executable, "-c", SLOW, str(tmp_path)], 2) == 130
+    asking.join()
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_mistake_is_told_once(tmp_path):

@@ -18,6 +18,7 @@ from regard.attention.mask import Causal, Mask, dense, sees_all
 from regard.attention.tiled import tiled_attention
 from regard.core.dropout import dropout as drop
 from regard.core.errors import ConfigError, Unsupported, did_you_mean
+from regard.core.transforms import transformed
 from regard.core.types import Index
 
 
@@ -97,7 +98,7 @@ def tiled(
     q: Tensor, k: Tensor, v: Tensor, *,
     mask: Mask, bias: Tensor | None, q_index: Index, k_index: Index, scale: float, dropout: float,
 ) -> Tensor:  # fmt: skip
-    """A few heads at a time, computed again for the gradients; see :mod:`regard.attention.tiled`.
+    """A few heads at a time, computed again for the gradients, once; see :mod:`regard.attention.tiled`.
 
     Raises Unsupported but on a CPU.
     """
@@ -145,13 +146,23 @@ def auto(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, **options: Any) -> 
     """SDPA, except on a CPU where it is slow: for a single query, with dropout, and in bfloat16 up to 512 keys.
 
     (It draws dropout one number at a time, and in bfloat16 it is slow, backward above all. The plain formula is best
-    in tiles, unless rows are so short that all of them stay near.)
+    in tiles, which are differentiable once, unless rows are so short that all of them stay near.)
     """
-    keys = k.shape[2]
-    slow = q.shape[2] == 1 or dropout > 0 or (q.dtype == torch.bfloat16 and keys <= 512)
+    keys, one = k.shape[2], q.shape[2] == 1
+    slow = one or dropout > 0 or (q.dtype == torch.bfloat16 and not _known(keys > 512))
     if q.device.type != "cpu" or not slow:
         return sdpa(q, k, v, dropout=dropout, **options)
-    return (eager if q.shape[2] == 1 or keys <= 128 else tiled)(q, k, v, dropout=dropout, **options)
+    whole = one or transformed() or _known(keys <= 128)
+    return (eager if whole else tiled)(q, k, v, dropout=dropout, **options)
+
+
+def _known(condition: bool) -> bool:
+    """Whether it holds; for code that is compiled for any size, whether it always does: else there would be two."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
 
 
 KernelName = Literal["auto", "eager", "sdpa", "tiled", "flex"]

@@ -38,7 +38,7 @@ def tiled_attention(
         dropout: on the weights.
     """
     # Drawn here, the seed is torch's to repeat when it recomputes; what follows from it is not.
-    seed = torch.randint(2**62, ()) if dropout else None
+    seed = torch.randint(2**62, (), device="cpu") if dropout else None
     return _attend(q, k, v, bias, floor, seed, scale, dropout)
 
 

@@ -37,9 +37,9 @@ def console() -> Any:
             self.quiet = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
-        def print(self, *args: Any, **options: Any) -> None:
+        def _check_buffer(self) -> None:  # where all that is shown is written
             try:
-                super().print(*args, **options)
+                super()._check_buffer()
             except OSError as error:
                 if error.errno != errno.EIO:  # of a terminal that was closed
                     raise

@@ -25,7 +25,7 @@ def kept(shape: Sequence[int], p: float, dtype: torch.dtype, generator: torch.Ge
     """
     count, dropped = torch.Size(shape).numel(), round(p * 65536)
     if dropped == 65536:
-        return torch.zeros(shape, dtype=dtype)
-    draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+        return torch.zeros(shape, dtype=dtype, device="cpu")
+    draws = torch.empty((count + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=generator)
     passed = draws.view(torch.int16)[:count] >= dropped - 32768
     return passed.view(shape).to(dtype).mul_(65536 / (65536 - dropped))

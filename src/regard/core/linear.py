@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+from regard.core.transforms import transformed
+
 LARGE = 2**27
 """Multiplications from which oneDNN is faster: 512 rows through 512 x 512, say."""
 
@@ -18,8 +20,8 @@ class Linear(nn.Linear):
 
     In training in float32 on a CPU two of three large products, the forward one and that for the gradient of ``x``, are
     oneDNN's instead of MKL's, which on processors of AMD take longer. oneDNN keeps a kernel for each number of rows:
-    where that varies, call :func:`regard.train.precision.keep_few_kernels` first, as training by a recipe does. (For
-    inference, see :func:`regard.blocks.packed.pack`.)
+    where that varies, call :func:`regard.train.precision.keep_few_kernels` first, as training by a recipe does. They
+    have no forward-mode derivatives. (For inference, see :func:`regard.blocks.packed.pack`.)
     """
 
     def forward(self, x: Float[Tensor, "*S I"]) -> Float[Tensor, "*S O"]:
@@ -41,15 +43,25 @@ def _large(x: Tensor, weight: Tensor) -> bool:
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)  # and no part of a matrix that lies across processes
         and x.ndim > 1
-        and x.numel() * len(weight) >= LARGE
-        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
+        and (torch.compiler.is_compiling() or _counts(x, weight) >= LARGE)
+        and not transformed()
         and ONEDNN
     )
 
 
+def _counts(x: Tensor, weight: Tensor) -> int:
+    """Multiplications."""
+    return x.numel() * len(weight)
+
+
 @torch.library.custom_op("regard::linear", mutates_args=(), device_types="cpu")
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As nn.functional.linear; opaque to torch.compile, which has no kernel for weights that change."""
+    """As nn.functional.linear; opaque to torch.compile, which has no kernel for weights that change.
+
+    Compiled code does not know how large it is: to ask would be to compile for either case.
+    """
+    if _counts(x, weight) < LARGE:
+        return nn.functional.linear(x, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return found
 

@@ -243,7 +243,7 @@ class TranslateMany:
         ]
 
     @torch.no_grad()
-    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:
+    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - it is of all languages
         """What :meth:`Translate.metrics` finds, as means over the pairs of languages and then of each: ``bleu/en-de``.
 
         ``valid_nll/en-de`` is the negative log-likelihood of a target token in each.
@@ -255,8 +255,8 @@ class TranslateMany:
         }
         for name, task in self.members.items():
             found |= {f"{metric}/{name}": score for metric, score in each[name].items()}
-            nll, count = likelihood(models[name], task.validation())
-            found[f"valid_nll/{name}"] = nll / count
+            total, count = likelihood(models[name], task.validation())
+            found[f"valid_nll/{name}"] = total / count
         return found
 
     def model_of(self, model: nn.Module, name: str) -> nn.Module:

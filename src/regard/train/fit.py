@@ -153,6 +153,8 @@ def build_model(recipe: Recipe, device: torch.device, *, even: bool) -> nn.Modul
 
     Where batches are ``even``, blocks are compiled for one shape, else for any.
     """
+    if recipe.compile and not even:
+        torch.fx.experimental._config.use_duck_shape = False  # sizes that are equal at first need not stay so
     model = zoo.build(recipe.model, seed=recipe.seed, dtype=weights(recipe.precision), device=device).train()
     freeze(model, recipe.freeze)
     for stack in [module for module in model.modules() if isinstance(module, Stack)]:
@@ -179,7 +181,7 @@ class Run:
         self.loader = task.loader(
             seed=recipe.seed, prepare=recipe.objective.prepare, rank=ranks.data_rank, world=ranks.data_world
         )
-        self.model = build_model(recipe, self.device, even=self.loader.even)
+        self.model = build_model(recipe, self.device, even=recipe.compile and self.loader.even)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.average = Average(self.model, recipe.average)
         varying = recipe.unfreeze_every > 0 or bool(getattr(recipe.model, "own", ()))
@@ -222,6 +224,7 @@ class Run:
             if not ended(recipe, progress):
                 self.save(log)
                 self.saving.wait()
+                self.ranks.wait()  # until the leader has written: whoever started the processes may end all with one
                 watch.say(f"stopped at step {progress.step} and saved; go on with: regard train {self.out} --resume")
             elif 0 < recipe.patience <= progress.stale:
                 watch.say(f"ended at step {progress.step}: no better in {progress.stale} validations")

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def interruptions() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set; a second SIGINT or SIGTERM raises KeyboardInterrupt.
+    """An event that SIGINT, SIGTERM and SIGHUP set; a second SIGINT, or SIGTERM, raises KeyboardInterrupt.
 
     (A terminal that closes may send several SIGHUP; under nohup, as any signal that is ignored, it stays so.) Outside
     the main thread nothing sets the event.

@@ -25,7 +25,10 @@ LAUNCHED = "REGARD_LAUNCHED"
 LINES = 20
 """How much is shown of what a process said that failed; the leader speaks at once."""
 
-FINAL = {RegardError.status, 130}
+STOPPED = 130
+"""The status of a process that was asked to stop, and saved."""
+
+FINAL = {RegardError.status, STOPPED}
 """Statuses that starting again would not change: the user's error, interrupted."""
 
 
@@ -78,8 +81,10 @@ def _run(command: Sequence[str], nproc: int, stop: threading.Event) -> list[int]
         errors = [stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(nproc)]
         port, (ours, theirs) = _free_port(), os.pipe()
         stack.callback(os.close, theirs)
-        processes = [_start(command, rank, nproc, port, ours, errors[rank]) for rank in range(nproc)]
-        os.close(ours)
+        try:
+            processes = [_start(command, rank, nproc, port, ours, errors[rank]) for rank in range(nproc)]
+        finally:
+            os.close(ours)
         try:
             _watch(processes, stop)
             statuses = [process.poll() or 0 for process in processes]
@@ -100,9 +105,14 @@ def _said(file: IO[str]) -> list[str]:
 
 
 def _watch(processes: Sequence["subprocess.Popen[str]"], stop: threading.Event) -> None:
-    """Until the leader has ended or another process has failed; and then a little, for all to end by themselves."""
+    """Until the leader has ended or another process has failed; and then a little, for all to end by themselves.
+
+    One that was told to stop, and did, has not failed: the leader may still be writing what it has to.
+    """
     told = False
-    while processes[0].poll() is None and not any(process.poll() for process in processes):
+    while processes[0].poll() is None and not any(
+        process.poll() not in (None, 0, STOPPED if told else 0) for process in processes
+    ):
         time.sleep(0.05)
         if stop.is_set() and not told:
             told = True

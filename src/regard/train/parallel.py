@@ -261,8 +261,8 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[Ranks]:
 
     Raises:
         ConfigError: the model's shares do not divide the processes.
-        PeerError: one of them died.
-        TrainingError: they cannot reach each other.
+        PeerError: one of them died, or they cannot reach each other.
+        TrainingError: the environment does not say how.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         yield Ranks(parallel, device)

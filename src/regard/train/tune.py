@@ -157,7 +157,8 @@ def tune(
     """
     _import_optuna()
     space = parse_space(recipe, want.space)
-    monitor = recipe.data.open().monitor  # what is wrong with the data is said before anything is written
+    with quietly(quiet):
+        monitor = recipe.data.open().monitor  # what is wrong with the data is said before anything is written
     with quietly(quiet), claim(out, resume=resume), interruptions() as stop:
         _begin(out, recipe, want)
         search = Search(recipe, space, out, monitor)
