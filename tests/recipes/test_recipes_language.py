@@ -65,7 +65,7 @@ def test_a_run_is_evaluated(run, text_file, capsys):
     assert re.search(r"^bits per byte +\d+\.\d{4}$", capsys.readouterr().out, re.MULTILINE)
     assert main(["evaluate", str(run), "--data", str(text_file), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores.keys() == {"log_likelihood", "perplexity", "bits_per_byte", "data"}
+    assert scores.keys() == {"log_likelihood", "perplexity", "bits_per_byte", "data", "num_examples", "notes"}
 
 
 def test_a_run_is_shown_and_reported(run, capsys):

@@ -43,6 +43,9 @@ def gradients_of_blocks_are_derivatives(subject: Subject) -> str:
 def every_weight_gets_a_gradient(subject: Subject) -> None:
     """After one backward pass every gradient is finite and not all zero, and a frozen weight has none (E25)."""
     model = subject.steady().train()
+    for parameter in model.parameters():
+        if not parameter.any():  # without biases, what is between two norms of lengths has no gradient by its length
+            nn.init.normal_(parameter, std=0.1)
     frozen = next(model.parameters()).requires_grad_(False)
     Supervise(0.0).loss(model, _lesson(model)).mean.backward()
     require(frozen.grad is None, "a frozen weight gets a gradient")
