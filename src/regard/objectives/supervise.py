@@ -16,7 +16,7 @@ from regard.core.linear import product
 from regard.core.types import IGNORE, Batch, Loss
 
 CHUNK = 256
-"""How many rows of logits exist at once in :func:`linear_cross_entropy`; twice as many are hardly faster."""
+"""How many rows of logits exist at once in :func:`linear_cross_entropy`; of those that 16 bits hold, twice as many."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         size, kind, device = len(weight), weight.dtype, weight.device.type
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else kind
-        table = weight.to(narrow)
+        table, chunk = weight.to(narrow), CHUNK * 4 // min(4, narrow.itemsize)
         grad_hidden, grad_weight = torch.empty_like(hidden, dtype=kind), torch.zeros_like(weight)
         grad_bias = torch.zeros_like(weight[:, 0])
         nll, uniform = weight.new_zeros(()), weight.new_zeros(())
         for rows, picked, into in zip(
-            hidden.to(narrow).split(CHUNK), targets[:, None].split(CHUNK), grad_hidden.split(CHUNK), strict=True
+            hidden.to(narrow).split(chunk), targets[:, None].split(chunk), grad_hidden.split(chunk), strict=True
         ):
             logits = product(rows, table).to(kind)
             if bias is not None:
