@@ -164,12 +164,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = product(rows, table).to(kind)
             if bias is not None:
                 logits += bias
-            logprobs = logits.log_softmax(dim=-1)
-            nll -= logprobs.gather(1, picked).sum()
-            uniform -= logprobs.mean(dim=-1).sum()
-            slope = logprobs.exp_()
+            # Softmax in place: a second table of this size would not stay near.
+            top, hit = logits.amax(dim=-1, keepdim=True), logits.gather(1, picked)
+            middle = logits.mean(dim=-1, keepdim=True) if smoothing else hit
+            slope = logits.sub_(top).exp_()
+            total = slope.sum(dim=-1, keepdim=True)
+            slope /= total
+            normalizer = top + total.log()
+            nll += (normalizer - hit).sum()
+            uniform += (normalizer - middle).sum()
             slope.scatter_add_(1, picked, slope.new_full(picked.shape, smoothing - 1))
-            grad_bias += slope.sum(dim=0)
+            if bias is not None:
+                grad_bias += slope.sum(dim=0)
             slope = slope.to(narrow)
             into.copy_(product(slope, table.t()))
             if narrow == kind:
