@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from argparse import Namespace
 
 import pytest
 import sacrebleu
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import regard
 from regard.cli import main
 from regard.cli.lines import read_lines
+from regard.cli.tune import plan as tune_plan
 from regard.core.errors import DataError
 from regard.data.pairs import read_pairs
 from regard.models.transformer import TransformerConfig
@@ -366,3 +368,9 @@ def test_what_others_call_an_option_is_understood(capsys, option, meant):
 def test_a_refused_training_leaves_nothing_behind(capsys, tmp_path):
     refusal(capsys, "train", "translate", "--data.train", tmp_path / "gone.tsv", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_search_from_a_run_ends_with_a_command_that_trains_elsewhere(tiny_run, tmp_path):
+    args = Namespace(what=str(tiny_run), out=tmp_path / "search", space=None, trials=None, resume=False)
+    _, want, _ = tune_plan(args, ["--num-steps", "5"], [])
+    assert want.command == (str(tiny_run), "--num-steps", "5", "--out", f"{tmp_path / 'search'}-best")

@@ -112,7 +112,12 @@ def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path):
         ("a.tsv", b"a\tb\nc\td\ne\tf\xff\n", 3, "not UTF-8 text (byte 0xff)"),
         ("a.tsv", "a\tb\n".encode("utf-16"), 1, "not UTF-8"),
         ("a.jsonl", b'{"source": "a", "target": "b"}\n{"source": "a" "target"}\n', 2, "not valid JSON"),
-        ("a.jsonl", b'{"source": "a", "traget": "b"}\n', 1, "missing key 'target' (did you mean 'traget'?)"),
+        (
+            "a.jsonl",
+            b'{"source": "a", "traget": "b"}\n',
+            1,
+            "missing key 'target'; found source, traget; rename 'traget' to 'target'",
+        ),
         ("a.jsonl", b'["a", "b"]\n', 1, "expected a JSON object, found list"),
         ("a.jsonl", b'{"source": "a", "target": 3}\n', 1, "'target' should be text, found int"),
         ("a.jsonl", b'{"source": "a", "target": ""}\n', 1, "the target is empty"),

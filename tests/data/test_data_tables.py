@@ -122,7 +122,7 @@ def test_a_table_that_cannot_be_used_is_one_error(tmp_path, name, data, says):
 def test_a_column_is_picked_by_its_name(tmp_path):
     path = write(tmp_path / "a.csv", "txt,label\nhi,0\n")
     (fault,) = mapped(lambda row: text(row, "text"), table(path, ()))
-    assert str(fault) == f"{path}, line 2: missing key 'text' (did you mean 'txt'?); found txt, label"
+    assert str(fault) == f"{path}, line 2: missing key 'text'; found txt, label; rename 'txt' to 'text'"
     for wrong, says in (3, "found int"), (None, "found NoneType"), ("\ud800", "surrogate"):
         with pytest.raises(ValueError, match=says):
             text({"text": wrong}, "text")

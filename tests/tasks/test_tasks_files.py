@@ -310,7 +310,7 @@ def test_texts_are_columns_of_tables(tmp_path):
     data = PlainText(documents="paragraph")
     assert data.read(str(tmp_path / "a.csv")) == ["one\n\ntwo", "three"]
     assert [str(row) for row in data.rows(str(tmp_path / "b.jsonl")) if isinstance(row, Fault)] == [
-        f"{tmp_path / 'b.jsonl'}, line 2: missing key 'text' (did you mean 'txt'?); found txt"
+        f"{tmp_path / 'b.jsonl'}, line 2: missing key 'text'; found txt; rename 'txt' to 'text'"
     ]
     with pytest.raises(DataError, match="line 2"):
         data.read(f"{tmp_path / 'a.csv'},{tmp_path / 'b.jsonl'}")

@@ -165,7 +165,7 @@ def test_the_start_is_all_that_tells_languages_apart(run):
 
 def test_a_source_without_languages_is_an_error(run):
     task, model = open_run(run)
-    with pytest.raises(InputError, match=r"'hello' does not say .*>>en-de<< or >>en-fr<<"):
+    with pytest.raises(InputError, match=r"'hello' names no pair of languages: .*>>en-de<< or >>en-fr<<"):
         next(task.predict(model, ["hello"]))
     with pytest.raises(InputError, match="did you mean 'en-de'"):
         next(task.predict(model, [">>en-da<< hello"]))

@@ -132,3 +132,14 @@ def test_one_pair_is_too_few(tmp_path):
 
 def test_tasks_are_found():
     assert datas()["translate"] is ParallelText
+
+
+def test_pairs_that_are_left_out_are_counted(tmp_path, capsys):
+    rows = ["a b\tb a\n"] * 30 + [f"{'a ' * 50}\tb\n"]
+    (tmp_path / "train.tsv").write_text("".join(rows))
+    (tmp_path / "valid.tsv").write_text(rows[0])
+    train, valid = str(tmp_path / "train.tsv"), str(tmp_path / "valid.tsv")
+    task = ParallelText(train=train, valid=valid, vocab_size=300, max_len=16).open()
+    task.configure(TransformerConfig(vocab_size=0))
+    task.loader(seed=0, prepare=Supervise().prepare)
+    assert capsys.readouterr().err == "1 of 31 pairs are left out: a side has 16 tokens or more\n"

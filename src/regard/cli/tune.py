@@ -84,4 +84,5 @@ def plan(args: Namespace, fields: list[str], own: Sequence[str]) -> tuple["Recip
     out = args.out or Path("runs", f"{what.name}-tune")
     trials = asked(out).trials if args.resume and (out / ASKED).exists() else 10
     space = tuple(args.space or default_space(recipe))
-    return recipe, Asked(space, args.trials or trials, (args.what, *fields)), out
+    elsewhere = ("--out", f"{out}-best") if stored.exists() else ()  # a run is repeated elsewhere
+    return recipe, Asked(space, args.trials or trials, (args.what, *fields, *elsewhere)), out

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from regard.core.errors import DataError, MissingExtra, did_you_mean
+from regard.core.errors import DataError, MissingExtra, nearest
 from regard.data.source import Fault, Place, Row, Rows, lines, mapped, unzipped
 
 HUB = "hub:"
@@ -57,7 +57,9 @@ def form(spec: str) -> str:
 def text(row: Mapping[str, Any], column: str) -> str:
     """What a row holds in a column. Raises ValueError, with the nearest name, for none, and where that is not text."""
     if column not in row:
-        raise ValueError(f"missing key '{column}'{did_you_mean(column, row)}; found {', '.join(row) or 'no keys'}")
+        close = nearest(column, row)
+        rename = f"; rename '{close[0]}' to '{column}'" if close else ""
+        raise ValueError(f"missing key '{column}'; found {', '.join(row) or 'no keys'}{rename}")
     value = row[column]
     if not isinstance(value, str):
         raise ValueError(f"'{column}' should be text, found {type(value).__name__}")

@@ -32,7 +32,10 @@ def apply(
 
 def temperature(value: float) -> Transform:
     """Divide the logits by ``value``: below 1 sharpens, above 1 flattens. Raises ConfigError unless positive."""
-    _require(value > 0, f"temperature must be positive, not {value}: for the most likely token use greedy")
+    _require(
+        value > 0,
+        f"temperature must be positive, not {value}: for the most likely token use greedy (or 0)",
+    )
     return lambda _, logits: logits / value
 
 

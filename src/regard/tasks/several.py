@@ -146,10 +146,9 @@ class ParallelTexts:
         """Which pair of languages a tagged source is of, and the source. Raises InputError."""
         found = TAG.fullmatch(source)
         if not found or found[1] not in self.members:
-            hint = did_you_mean(found[1], self.pairs) if found else ""
+            hint = f"names '{found[1]}'{did_you_mean(found[1], self.pairs)}" if found else "names no pair of languages"
             raise InputError(
-                f"{source!r:.60} does not say what it is to be translated to{hint}: begin it with "
-                f"{' or '.join(f'>>{pair}<<' for pair in self.pairs)}"
+                f"{source!r:.60} {hint}: begin it with {' or '.join(f'>>{pair}<<' for pair in self.pairs)}"
             )
         return found[1], found[2]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.blocks.packed import pack
+from regard.core.console import console
 from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE, Batch
 from regard.data.cache import Corpus, tokenised
@@ -224,8 +225,14 @@ class Translate:
         return numbers
 
     def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Example]:
-        """The training batches. Raises DataError if every pair is longer than ``max_len`` or the model's positions."""
+        """The training batches; pairs longer than ``max_len`` or the model's positions are left out, and counted aloud.
+
+        Raises DataError if all are.
+        """
         kept = self.kept
+        if left := len(self.corpus) - len(kept):
+            limit = min(self.data.max_len, self.positions)
+            console().print(f"{left:,} of {len(self.corpus):,} pairs are left out: a side has {limit:,} tokens or more")
         return Loader(
             Subset(self.corpus, kept),
             self.corpus.sizes[kept] + 1,

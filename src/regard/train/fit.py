@@ -124,7 +124,8 @@ def settled(recipe: Recipe, task: Task, out: Path, ranks: Ranks) -> Recipe:
     if recipe.precision == "auto":
         recipe = replace(recipe, precision=stored.precision if stored else resolve("auto", default_device()))
     if stored and (differing := differences(lasting(recipe), lasting(stored))):
-        raise ConfigError(f"{out}: a run goes on by its own recipe; it has another {', '.join(differing)}")
+        names = ", ".join(differing)
+        raise ConfigError(f"{out}: a run goes on by its own recipe; it has another {names}; --out DIR begins a new one")
     return recipe
 
 
