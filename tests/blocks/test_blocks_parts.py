@@ -118,7 +118,7 @@ def test_embeddings_are_scaled_and_padding_learns_nothing_from_look_ups() -> Non
 
 
 def test_a_fixed_bias_is_added_and_not_trained() -> None:
-    head = Head(10, E, fixed_bias=True)
+    head = Head(10, E, bias="fixed")
     assert head.bias is not None
     head.bias += 1
     torch.testing.assert_close(head(torch.zeros(1, E)), torch.ones(1, 10))
@@ -147,7 +147,7 @@ def test_initialisers_have_their_papers_statistics(scheme, std: float, bound: fl
 
 def test_initialise_fills_every_tensor_by_role() -> None:
     model = nn.ModuleDict(
-        {"ffn": FeedForward(E, FF), "norm": RMSNorm(E), "layer": nn.LayerNorm(E), "head": Head(30, E, fixed_bias=True)}
+        {"ffn": FeedForward(E, FF), "norm": RMSNorm(E), "layer": nn.LayerNorm(E), "head": Head(30, E, bias="fixed")}
     )
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):

@@ -6,12 +6,32 @@ from typing import Any
 import pytest
 
 from regard import zoo
-from regard.models import gpt2
+from regard.models import bert, gpt2
 from regard.models.transformer import LayerSizes, TransformerConfig
 from regard.testing import CHECKS, check_model
 
 # What differs in kind from a family's first size, so that every branch of its composition is run.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "bert": {
+        "masked": {"head": "masked_lm", "drop_path": 0.2},
+        "shared": {
+            "variant": "albert",
+            "table_dim": 128,
+            "share_layers": True,
+            "activation": "gelu_tanh",
+            "head": "masked_lm",
+        },
+        "shifted": {
+            "variant": "roberta",
+            "position_offset": 2,
+            "num_types": 1,
+            "pad_token": 1,
+            "bos_token": 0,
+            "eos_token": 2,
+        },
+        "tagging": {"head": "tag", "labels": ("O", "B", "I")},
+        "pruned": {"num_layers": 2, "layers": (bert.LayerSizes(3, 3072), bert.LayerSizes(12, 768))},
+    },
     "gpt2": {
         "2018": {"norm_order": "post", "bos_token": None, "eos_token": None},
         "untied": {"tie_head": False, "activation": "relu", "pad_token": 0, "drop_path": 0.2},

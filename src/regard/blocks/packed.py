@@ -48,6 +48,6 @@ def pack(model: nn.Module) -> nn.Module:
         return twin
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, (nn.Linear, Head)):
+            if isinstance(child, nn.Linear) or (isinstance(child, Head) and type(child.transform) is nn.Identity):
                 setattr(module, name, PackedLinear(child.weight, child.bias))
     return twin

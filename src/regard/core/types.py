@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -191,21 +191,34 @@ class Output:
         head: hidden states to logits; None for a model without a head.
         memory: [B M E] the encoder's states, where there is an encoder.
         weights: attention maps [B H Q K] by side, layer and part (``decoder.1.cross``), if asked for.
+        pooled: [B E] what stands for each row, where the model makes one of it.
+        reads: which of the two the head reads.
+        others: the logits of further heads, by name, computed when called.
     """
 
     hidden: Float[Tensor, "B S E"]
     head: Callable[[Tensor], Tensor] | None = None
     memory: Float[Tensor, "B M E"] | None = None
     weights: Mapping[str, Tensor] | None = None
+    pooled: Float[Tensor, "B E"] | None = None
+    reads: Literal["hidden", "pooled"] = "hidden"
+    others: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     _logits: Tensor | None = field(default=None, repr=False)
 
     @property
-    def logits(self) -> Float[Tensor, "B S V"]:
-        """[B S V] scores before softmax. Raises AttributeError where the model has no head."""
+    def features(self) -> Float[Tensor, "B *S E"]:
+        """What the head reads."""
+        found = self.hidden if self.reads == "hidden" else self.pooled
+        assert found is not None, "a model whose head reads it makes it"
+        return found
+
+    @property
+    def logits(self) -> Float[Tensor, "B *S V"]:
+        """[B S V] scores before softmax, [B V] of a head that reads rows. Raises AttributeError where there is none."""
         if self.head is None:
             raise AttributeError("this model has no head: use .hidden")
         if self._logits is None or (torch.is_grad_enabled() and not self._logits.requires_grad):
-            self._logits = self.head(self.hidden)
+            self._logits = self.head(self.features)
         return self._logits
 
 

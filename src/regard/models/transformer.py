@@ -153,7 +153,7 @@ class Transformer(nn.Module):
         self.decoder = Stack(
             [decoder_block(config, layer, kernel) for layer in range(config.num_decoder_layers)], final_norm(config)
         )
-        self.head = Head(config.vocab_size, config.embed_dim, fixed_bias=config.logits_bias)
+        self.head = Head(config.vocab_size, config.embed_dim, bias="fixed" if config.logits_bias else None)
         self.tie()
 
     def tie(self) -> None:

@@ -48,13 +48,13 @@ class Supervise:
         inputs = {name: value for name, value in batch.items() if name != "targets"}
         output = model(**inputs)
         marked = batch["targets"] != IGNORE
-        hidden, targets = output.hidden[marked], batch["targets"][marked]
-        fused = isinstance(output.head, (Head, nn.Linear)) and torch.is_grad_enabled() and not self.focal_gamma
-        if fused:
-            return linear_cross_entropy(hidden, output.head.weight, output.head.bias, targets, self.label_smoothing)
+        features, targets, head = output.features[marked], batch["targets"][marked], output.head
+        if isinstance(head, (Head, nn.Linear)) and torch.is_grad_enabled() and not self.focal_gamma:
+            hidden = head.transform(features) if isinstance(head, Head) else features
+            return linear_cross_entropy(hidden, head.weight, head.bias, targets, self.label_smoothing)
         count = _count(targets)
-        chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-        losses = [self._of(output.head(rows), picked) for rows, picked in chunks]
+        chunks = zip(features.split(CHUNK), targets.split(CHUNK), strict=True)
+        losses = [self._of(head(rows), picked) for rows, picked in chunks]
         total = torch.stack([loss.sum for loss in losses]).sum()
         return Loss(total, count, {"nll": torch.stack([loss.parts["nll"] for loss in losses]).sum()})
 

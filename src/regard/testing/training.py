@@ -148,13 +148,17 @@ def tied_weights_stay_tied(subject: Subject) -> str:
 
 
 def _lesson(model: Any) -> Batch:
-    """Inputs, and targets to learn by heart: a fixed random token for each real place."""
+    """Inputs, and targets to learn by heart: a fixed random token or class for each real place, or for each row."""
     lesson = batch(draw(model), "right")
-    last = streams(model)[-1]
-    generator = torch.Generator().manual_seed(9)
-    choice = torch.tensor(ordinary(model.config))
-    targets = choice[torch.randint(len(choice), lesson[last].shape, generator=generator)].to(lesson[last].device)
-    return {**lesson, "targets": torch.where(lesson[STREAMS[last]], targets, IGNORE)}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        output = model(**lesson)
+    if output.head is None:
+        raise NotApplicable("this model has no head to learn with")
+    *shape, width = output.logits.shape
+    generator, valid = torch.Generator().manual_seed(9), lesson[STREAMS[streams(model)[-1]]]
+    choice = torch.tensor([token for token in ordinary(model.config) if token < width] or [*range(width)])
+    targets = choice[torch.randint(len(choice), shape, generator=generator)].to(valid.device)
+    return {**lesson, "targets": torch.where(valid, targets, IGNORE) if targets.shape == valid.shape else targets}
 
 
 def _train(model: nn.Module, lesson: Batch, *, steps: int) -> Iterator[float]:
