@@ -193,7 +193,7 @@ class Output:
         weights: attention maps [B H Q K] by side, layer and part (``decoder.1.cross``), if asked for.
         pooled: [B E] what stands for each row, where the model makes one of it.
         reads: which of the two the head reads.
-        others: the logits of further heads, by name, computed when called.
+        others: the logits of further heads, by name.
     """
 
     hidden: Float[Tensor, "B S E"]
@@ -202,7 +202,7 @@ class Output:
     weights: Mapping[str, Tensor] | None = None
     pooled: Float[Tensor, "B E"] | None = None
     reads: Literal["hidden", "pooled"] = "hidden"
-    others: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    others: Mapping[str, Tensor] = field(default_factory=dict)
     _logits: Tensor | None = field(default=None, repr=False)
 
     @property
