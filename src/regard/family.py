@@ -45,6 +45,14 @@ class Family:
     embeddings: Initializer = embedding
 
 
+@dataclass(frozen=True)
+class LayerSizes:
+    """What one layer keeps after pruning: heads of its attention, inner width of its feed-forward."""
+
+    heads: int
+    ffn_dim: int
+
+
 _SHARES = ("dropout", "attn_dropout", "ffn_dropout", "embed_dropout", "drop_path")
 _SIZES = ("embed_dim", "ffn_dim", "num_heads", "num_layers", "num_encoder_layers", "num_decoder_layers", "max_seq_len")
 _TOKENS = ("pad_token", "bos_token", "eos_token")

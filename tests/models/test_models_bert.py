@@ -221,6 +221,8 @@ def test_what_is_not_supported_is_named(changes: dict[str, Any], message: str) -
     [
         ({"head": "classify"}, "labels name the classes"),
         ({"labels": ("a", "b")}, "labels name the classes"),
+        ({"head": "detect"}, "bert has no head 'detect'; there are masked_lm, classify"),
+        ({"head": "pretrain", "variant": "roberta"}, "roberta has no head 'pretrain'"),
         ({"layers": (LayerSizes(12, 3072),)}, "layers lists 1 sizes"),
         ({"layers": (LayerSizes(12, 3072),) * 12, "share_layers": True}, "have one size"),
     ],

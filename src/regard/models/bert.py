@@ -25,21 +25,13 @@ from regard.checkpoint.keymap import Constant, Repeat, Rule
 from regard.core.errors import ConfigError
 from regard.core.linear import Linear
 from regard.core.types import Context, Index, Output
-from regard.family import Family, check_config
+from regard.family import Family, LayerSizes, check_config
 
 Variant = Literal["bert", "roberta", "distilbert", "albert", "electra"]
 HeadName = Literal["masked_lm", "pretrain", "detect", "classify", "tag", "answer"]
 
 ALWAYS_POOLED: tuple[Variant, ...] = ("bert", "roberta", "albert")
 """Those that make something of each row's first token without a head, too."""
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """What one layer keeps after pruning: heads of its attention, inner width of its feed-forward."""
-
-    heads: int
-    ffn_dim: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +99,8 @@ class BertConfig:
             raise ConfigError("layers that are one and the same have one size: set share_layers to false")
         if (self.head in ("classify", "tag")) != bool(self.labels):
             raise ConfigError(f"labels name the classes of heads that classify or tag; head is {self.head}")
+        if self.head not in (known := (None, "masked_lm", *WORDS[self.variant].heads)):
+            raise ConfigError(f"{self.variant} has no head '{self.head}'; there are {', '.join(filter(None, known))}")
 
     @property
     def pooled(self) -> bool:

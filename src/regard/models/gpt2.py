@@ -22,15 +22,7 @@ from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.checkpoint.keymap import Chain, Constant, Op, Repeat, Rule, Same, Split, Transpose
 from regard.core.errors import ConfigError, InputError
 from regard.core.types import Context, Index, Output
-from regard.family import Family, check_config
-
-
-@dataclass(frozen=True)
-class LayerSizes:
-    """What one layer keeps after pruning: heads of its attention, inner width of its feed-forward."""
-
-    heads: int
-    ffn_dim: int
+from regard.family import Family, LayerSizes, check_config
 
 
 @dataclass(frozen=True)
