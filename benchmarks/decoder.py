@@ -116,12 +116,13 @@ def regard(shape: Shape, mode: Mode, batches: list[Tensor], clock: Clock) -> tup
     from regard.objectives.supervise import Supervise
     from regard.tasks.language import PlainText
     from regard.train.fit import Run, default_device
+    from regard.train.memory import settle_memory
     from regard.train.optimize import Optimizer
-    from regard.train.precision import keep_few_kernels, resolve
+    from regard.train.precision import resolve
     from regard.train.recipe import Recipe
     from regard.train.schedule import Schedule
 
-    keep_few_kernels()
+    settle_memory()
     precision = "auto" if mode.default else "bfloat16" if mode.bf16 else "float32"
     recipe = Recipe(
         model=GPT2Config(

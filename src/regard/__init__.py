@@ -6,22 +6,24 @@ The front door; each name is imported when first used, so that ``import regard``
 - ``tokenizer(folder)``: the tokenizer saved beside a model.
 - ``predict(run, texts)``: what a trained run answers.
 - ``generate(model, prompt, ...)``: tokens that a model writes (:mod:`regard.generate`).
+- ``embed(model, texts)``: vectors of texts (:mod:`regard.tasks.embed`).
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regard.front import predict, tokenizer
+    from regard.front import embed, predict, tokenizer
     from regard.generate.front import generate
     from regard.zoo import build, load, save
 
     __version__: str
 
-__all__ = ["build", "generate", "load", "predict", "save", "tokenizer"]
+__all__ = ["build", "embed", "generate", "load", "predict", "save", "tokenizer"]
 
 _HOMES = {
     "build": "regard.zoo",
+    "embed": "regard.front",
     "generate": "regard.generate.front",
     "load": "regard.zoo",
     "predict": "regard.front",

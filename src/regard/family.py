@@ -26,6 +26,7 @@ class Family:
         keymap: the published checkpoint's keys, for a configuration.
         from_hf: published configuration to ours. Raises ConfigError for what we cannot express.
         to_hf: ours to the published one. Raises ConfigError for what it cannot express.
+        heads: the configurations of the same trunk with each head that there is; with its own alone unless given.
         tiny: the configuration with small sizes and everything else the same, for the conformance suite.
         sizes: named configurations.
         matrices: how weights of linear layers are drawn.
@@ -41,6 +42,7 @@ class Family:
     to_hf: Callable[[Any], dict[str, Any]]
     tiny: Callable[[Any], Any]
     sizes: Mapping[str, Any] = field(default_factory=dict)
+    heads: Callable[[Any], Sequence[Any]] = lambda config: [config]
     matrices: Initializer = xavier
     embeddings: Initializer = embedding
 

@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from regard import zoo
 from regard.checkpoint.hub import existing
 from regard.data.tokenize import Tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, greedy
+from regard.tasks.embed import Embedder
 from regard.tasks.translate import BEAM
 from regard.train.fit import default_device
 from regard.train.recipe import load_recipe
@@ -28,6 +30,23 @@ def open_run(run: str | Path) -> tuple[Any, nn.Module]:
     recipe = load_recipe(folder / "recipe.json")
     model = zoo.load(folder, device=default_device())
     return recipe.data.open(folder), model
+
+
+def embed(model: str | Path | Embedder, texts: Sequence[str]) -> Float[Tensor, "N E"]:
+    """One vector for each text, near those of texts that mean the same; the same alone as among others.
+
+    Args:
+        model: the folder of a checkpoint, such as a published sentence-transformers one; or what
+            :meth:`regard.tasks.embed.Embedder.load` makes of it, where there are more texts to come.
+        texts: any; a text is cut where the model's positions, or its published limit, end.
+
+    Raises:
+        CheckpointError: no such checkpoint, one without a tokenizer, or a damaged one.
+        ConfigError: a published folder with parts that are not supported.
+        InputError: ``texts`` is no list of Unicode texts.
+    """
+    embedder = model if isinstance(model, Embedder) else Embedder.load(model, device=default_device())
+    return embedder.embed(texts)
 
 
 def tokenizer(folder: str | Path) -> Tokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,14 +19,16 @@ from regard.attention.kernel import KernelName
 from regard.attention.kernel import kernel as kernel_called
 from regard.blocks.init import initialise
 from regard.checkpoint.files import CONFIG, checksum, inside, read, read_json, reading, settle, write
+from regard.checkpoint.head import own_rules, under
 from regard.checkpoint.hub import resolve
-from regard.checkpoint.keymap import to_theirs
-from regard.checkpoint.load import assign, reconcile, tensors_of
+from regard.checkpoint.keymap import Rule, to_theirs
+from regard.checkpoint.load import assign, fits, reconcile, tensors_of
 from regard.core.errors import CheckpointError, ConfigError, did_you_mean
 from regard.core.serial import from_json, to_json
 from regard.family import Family
 
 Layout = Literal["regard", "hf"]
+Missing = Literal["head"]
 
 FORMAT = 1
 """Version of the native layout, written to config.json."""
@@ -143,6 +145,9 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     kernel: KernelName = "auto",
+    missing: Missing | None = None,
+    seed: int = 0,
+    **changes: Any,
 ) -> nn.Module:
     """The model saved in ``folder``, ours or a published one, in evaluation mode; exact or an error.
 
@@ -153,20 +158,53 @@ def load(
         dtype: of floating-point weights; as stored unless given.
         device: where they go; the CPU unless given.
         kernel: how attention is computed.
+        missing: ``head`` to take the trunk exactly, leave out what is other heads', and draw what the checkpoint does
+            not have of this one, or has in other shapes; None = all must be there and nothing else.
+        seed: of what is drawn.
+        changes: fields of the configuration to have otherwise, such as ``head="classify", labels=["bad", "good"]``.
 
     Raises:
         CheckpointError: nothing there, damaged files, or tensors that do not fit; all misfits are named together.
         ConfigError: a configuration of no known family, or with settings that the family does not have.
     """
     _check_place(dtype, device)
+    if missing not in (None, *get_args(Missing)):
+        raise ConfigError(f"missing may be 'head' or None, not {missing!r}")
     folder = checkpoint_folder(folder)
     with reading(folder):
         family, config, published = read_config(folder)
         tensors = read(folder)
+    if changes:
+        config = from_json(family.config, to_json(config) | to_json(changes), "load")
     model = skeleton(family, config, kernel)
     rules = family.keymap(config) if published else None
-    assign(model, tensors, where=folder, rules=rules, dtype=dtype, device=device)
+    try:
+        taken = _under_its_head(family, model, tensors, rules, seed) if missing else tensors
+        assign(model, taken, where=folder, rules=rules, dtype=dtype, device=device)
+    except CheckpointError as error:
+        if not missing and fits(model, _under_its_head(family, model, tensors, rules, seed), rules):
+            hint = "only the head does not fit: missing='head' takes all else, and draws what it lacks"
+            raise CheckpointError(f"{error}\n  {hint}") from None
+        raise
     return model.eval()
+
+
+def _under_its_head(
+    family: Family, model: Any, tensors: Mapping[str, Tensor], rules: Sequence[Rule] | None, seed: int
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors as :func:`regard.checkpoint.head.under` has them, for the model's head."""
+    expected, configs = tensors_of(model), family.heads(model.config)
+    names = [tensors_of(skeleton(family, config, "auto")) for config in configs]
+    trunk = set(expected).intersection(*names)
+    drawn = skeleton(family, model.config, "auto")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in sorted({name.split(".")[0] for name in expected if name not in trunk}):
+            materialise(drawn.get_submodule(part), torch.float32)
+            initialise(drawn.get_submodule(part), matrices=family.matrices, embeddings=family.embeddings)
+    head = {name: tensor for name, tensor in tensors_of(drawn).items() if name in expected and name not in trunk}
+    maps = [own_rules(each) for each in names] if rules is None else [family.keymap(config) for config in configs]
+    return under(head, tensors, expected, rules or own_rules(expected), [rule for each in maps for rule in each])
 
 
 def _check_place(dtype: torch.dtype | None, device: torch.device | str | None) -> None:

@@ -148,7 +148,7 @@ def test_the_tokenizer_of_a_run_can_be_counted_in(tiny_run, pairs_file, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["chek", "a.tsv", "--task", "translate"], "argument check: invalid choice: 'chek'"),
+        (["chek", "a.tsv", "--task", "translate"], "check: expected check, found 'chek' (did you mean 'check'?)"),
         (["check", "a.tsv"], "the following arguments are required: --task"),
         (["check", "a.tsv", "--task", "translat"], "no task 'translat' (did you mean 'translate'?); there are "),
         (["check", "nowhere.tsv", "--task", "translate"], "nowhere.tsv: no such file"),

@@ -90,8 +90,11 @@ def test_generate_stays_callable_once_its_room_is_imported():
         (["--verison"], "no verb '--verison'; 'regard --help' lists them"),
         (["evaluate"], "the following arguments are required: RUN (see 'regard evaluate --help')"),
         (["predict", "r", "--baem", "3"], "no option '--baem' (did you mean '--beam'?) (see 'regard predict --help')"),
-        (["predict", "r", "--beam", "0"], "argument --beam: invalid positive value: '0' (see 'regard predict --help')"),
-        (["convert", "a", "b", "--to", "pickle"], "argument --to: invalid choice: 'pickle' "),
+        (
+            ["predict", "r", "--beam", "0"],
+            "--beam: expected a whole number from 1 on, found '0' (see 'regard predict --help')",
+        ),
+        (["convert", "a", "b", "--to", "pickle"], "--to: expected regard or hf, found 'pickle'"),
         (["show", "a", "b"], "unexpected argument 'b' (see 'regard show --help')"),
         (["generate", "r", "x", "--top-k", "3"], "--top-k chooses among draws: it needs a --temperature above 0"),
     ],

@@ -53,7 +53,7 @@ def test_searches_that_cannot_be_made_are_refused_in_one_line(search, tiny_optio
     assert "did you mean '--model.dropout'" in refused(
         capsys, "tune", "translate", "--out", out, "--space", "model.dropuot=0..1"
     )
-    assert "invalid positive value: '0'" in refused(capsys, "tune", "translate", "--jobs", "0")
+    assert "expected a whole number from 1 on, found '0'" in refused(capsys, "tune", "translate", "--jobs", "0")
     assert "go on with --resume" in refused(capsys, "tune", search)
     assert "no other option" in refused(capsys, "tune", search, "--resume", "--seed", "1")
     assert "no such folder" in refused(capsys, "tune", tmp_path / "nowhere")

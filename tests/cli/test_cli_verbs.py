@@ -338,8 +338,8 @@ def test_evaluate_says_where_missing_data_are_named(capsys, tiny_run, tmp_path):
     assert "--data F" in message
 
 
-def test_convert_writes_into_no_run_and_says_when_there_is_no_tokenizer(capsys, tiny_run, tmp_path):
-    assert "is the folder of a run" in refusal(capsys, "convert", tiny_run, tiny_run, "--to", "regard")
+def test_convert_writes_over_nothing_and_says_when_there_is_no_tokenizer(capsys, tiny_run, tmp_path):
+    assert "there is something already" in refusal(capsys, "convert", tiny_run, tiny_run, "--to", "regard")
     regard.save(regard.load(tiny_run), tmp_path / "bare")
     assert main(["convert", str(tmp_path / "bare"), str(tmp_path / "copy"), "--to", "regard"]) == 0
     assert "has no tokenizer.json" in capsys.readouterr().err

@@ -47,5 +47,6 @@ def test_the_right_answers_score_full():
 @pytest.mark.parametrize("data", datas().values(), ids=datas())
 def test_nothing_to_score_on(data, tmp_path):
     find("translate").data.open().save(tmp_path)
+    (tmp_path / "labels.json").write_text('["a", "b"]')
     with pytest.raises(InputError, match="no examples"):
         data().open(tmp_path).score(None, [], greedy)

@@ -476,10 +476,11 @@ def stopped_at_once():
     yield event
 
 
-def test_a_pair_too_long_for_the_model_is_named_before_the_first_step(recipe, tmp_path):
-    (tmp_path / "valid.tsv").write_text("1 2\t2 1\n" + "7 " * 80 + "\t7\n")
-    data = dataclasses.replace(recipe.data, valid=str(tmp_path / "valid.tsv"))
-    with pytest.raises(DataError, match=r"valid.tsv: validation pair 2 has \d+ tokens, more than the model's 64"):
+@pytest.mark.parametrize(("split", "before"), [("valid", 1), ("train", 20)])
+def test_a_pair_too_long_for_the_model_is_named_before_the_first_step(recipe, tmp_path, split, before):
+    (tmp_path / "pairs.tsv").write_text("1 2\t2 1\n" * before + "7 " * 80 + "\t7\n" + "1 2\t2 1\n" * 20)
+    data = dataclasses.replace(recipe.data, **{"valid": None, split: str(tmp_path / "pairs.tsv")})
+    with pytest.raises(DataError, match=rf"pairs.tsv, pair {before + 1}, .* has \d+ tokens, more than the model's 64"):
         fit(dataclasses.replace(recipe, data=data), tmp_path / "run", quiet=True)
 
 

@@ -225,7 +225,12 @@ def test_a_process_that_dies_fails_its_trial(recipe, tmp_path):
     worker.end()
 
 
-REGARD = "import sys; from regard.cli import main; sys.exit(main())"
+REGARD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in what a script starts in the background
+from regard.cli import main
+sys.exit(main())
+"""
 
 
 def start(out, options, *more):

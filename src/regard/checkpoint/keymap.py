@@ -209,6 +209,11 @@ def essential(theirs: Mapping[str, Tensor], rules: Sequence[Rule]) -> tuple[dict
     return kept, problems
 
 
+def has_rule(key: str, rules: Sequence[Rule]) -> bool:
+    """Whether a key of theirs is one that a rule is about."""
+    return any(_pattern(rule.theirs).fullmatch(key) for rule in rules)
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree in type, shape and every bit (NaN equals itself, 0 is not -0)."""
     if a.dtype != b.dtype or a.shape != b.shape:

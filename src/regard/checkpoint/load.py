@@ -44,20 +44,35 @@ def assign(
     Raises:
         CheckpointError: anything is missing, unexpected, misshapen or retied.
     """
-    expected = tensors_of(model)
-    if rules is None:
-        reconcile(expected, tensors, where, tied=_tied(model))
-        found = dict(tensors)
-    else:
-        shapes = {name: tensor.detach().to("meta") for name, tensor in expected.items()}
-        theirs, problems = essential(tensors, rules)
-        reconcile(to_theirs(shapes, rules), theirs, where, problems=problems)
-        found = to_ours(theirs, rules)
+    expected, found = tensors_of(model), reconciled(model, tensors, where, rules)
     new = {id(expected[name]): _like(expected[name], tensor, dtype, device) for name, tensor in found.items()}
     model.load_state_dict({name: new[id(old)] for name, old in _named(model).items()}, assign=True)
     for name, buffer in model.named_buffers():
         if buffer.is_meta:
             raise ValueError(f"{name} is a buffer that checkpoints do not hold: a model on meta cannot be filled")
+
+
+def reconciled(
+    model: nn.Module, tensors: Mapping[str, Tensor], where: str | Path, rules: Sequence[Rule] | None
+) -> dict[str, Tensor]:
+    """The tensors under the model's names, if they are those of the model. Raises CheckpointError as :func:`assign`."""
+    expected = tensors_of(model)
+    if rules is None:
+        reconcile(expected, tensors, where, tied=_tied(model))
+        return dict(tensors)
+    shapes = {name: tensor.detach().to("meta") for name, tensor in expected.items()}
+    theirs, problems = essential(tensors, rules)
+    reconcile(to_theirs(shapes, rules), theirs, where, problems=problems)
+    return to_ours(theirs, rules)
+
+
+def fits(model: nn.Module, tensors: Mapping[str, Tensor], rules: Sequence[Rule] | None) -> bool:
+    """Whether :func:`assign` would take these tensors."""
+    try:
+        reconciled(model, tensors, "", rules)
+    except CheckpointError:
+        return False
+    return True
 
 
 def reconcile(
@@ -84,7 +99,7 @@ def reconcile(
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
     shared = [name for name in expected if name in found]
-    misshapen = [name for name in shared if _kind(expected[name]) != _kind(found[name])]
+    misshapen = [name for name in shared if not alike(expected[name], found[name])]
     nearest_found, nearest_expected = Nearest(unexpected), Nearest(missing or expected)
     lines = [f"missing {name!r}{nearest_found(name)}" for name in missing]
     for name in unexpected:
@@ -147,8 +162,10 @@ def _like(old: Tensor, new: Tensor, dtype: torch.dtype | None, device: torch.dev
     return nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
 
 
-def _kind(tensor: Tensor) -> tuple[torch.Size, bool, bool, bool]:
-    return tensor.shape, tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in shape and in kind of number; widths may differ."""
+    kinds = [(t.shape, t.is_floating_point(), t.is_complex(), t.dtype == torch.bool) for t in (a, b)]
+    return kinds[0] == kinds[1]
 
 
 def _show(tensor: Tensor) -> str:

@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "score a run on held-out data",
     "predict": "answer texts with a trained run",
     "generate": "write text, piece by piece as it comes",
+    "search": "find the texts nearest in meaning to a question",
     "show": "families, sizes and recipes; or what a model is made of and what it costs",
     "compare": "put runs side by side",
     "profile": "say where the time and memory of a training step go",

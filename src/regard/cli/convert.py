@@ -13,7 +13,7 @@ def run(argv: list[str]) -> int:
     """Load a checkpoint and write it again."""
     parser = Parser("convert", "Write a checkpoint in another layout or precision, with its tokenizer.")
     parser.add_argument("source", metavar="SRC", help="the folder of a checkpoint or run, in either layout")
-    parser.add_argument("target", metavar="DST", help="the folder to write; a checkpoint in it is replaced")
+    parser.add_argument("target", metavar="DST", help="the folder to write")
     parser.add_argument("--to", choices=("regard", "hf"), required=True, help="our own layout, or the published one")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
     args = parser.parse(argv)
@@ -23,8 +23,9 @@ def run(argv: list[str]) -> int:
     from regard import zoo
     from regard.data.tokenize import Tokenizer
 
-    if Path(args.target, "recipe.json").exists():
-        raise ConfigError(f"{args.target}: is the folder of a run; write the checkpoint to another")
+    target = Path(args.target)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ConfigError(f"{target}: there is something already; name a folder that is new or empty")
     source = zoo.checkpoint_folder(args.source)
     model = zoo.load(source, dtype=getattr(torch, args.dtype) if args.dtype else None)
     tokenizer = Tokenizer.load(source) if Path(source, "tokenizer.json").exists() else None

@@ -168,8 +168,11 @@ def example(task: "Task", value: Any) -> Iterator[str]:
     from regard.core.types import IGNORE
 
     batch = task.example(value)
-    tokens, targets = (batch[name][0].tolist() for name in ("tokens", "targets"))
+    tokens = batch["tokens"][0].tolist()
     yield f"tokens   {'│'.join(visible(task.pieces('tokens', tokens[:SHOWN])))}{rest(tokens)}"
+    if "targets" not in batch:  # drawn anew whenever a batch is made
+        return
+    targets = batch["targets"][:1].flatten().tolist()
     said = targets[:SHOWN]
     pieces = iter(visible(task.pieces("targets", [token for token in said if token != IGNORE])))
     marked = ("_" if token == IGNORE else f"[{next(pieces)}]" for token in said)

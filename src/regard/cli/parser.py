@@ -27,6 +27,22 @@ class Parser(argparse.ArgumentParser):
             raise unknown(rest[0], self.names, self.prog)
         return args
 
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        """Called by argparse with each value as it was typed."""
+        try:
+            return super()._get_value(action, text)  # argparse has no other hook
+        except argparse.ArgumentError:
+            raise self._wrong(action, text, KINDS[action.type]) from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Called by argparse with each value, which must be one of the choices, if there are some."""
+        if action.choices is not None and value not in action.choices:
+            raise self._wrong(action, value, " or ".join(action.choices), did_you_mean(value, action.choices))
+
+    def _wrong(self, action: argparse.Action, value: str, expected: str, hint: str = "") -> ConfigError:
+        name = "/".join(action.option_strings) or action.metavar
+        return ConfigError(f"{name}: expected {expected}, found '{value}'{hint} (see '{self.prog} --help')")
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse with what is wrong."""
         raise ConfigError(f"{message} (see '{self.prog} --help')")
@@ -45,3 +61,7 @@ def positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise ValueError(text)
     return value
+
+
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", positive: "a whole number from 1 on"}
+"""What an option's value must be, by the function that reads it."""

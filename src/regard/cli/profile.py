@@ -44,13 +44,15 @@ def lines(recipe: "Recipe", args: Namespace) -> Iterator[str]:
     from regard.explain.page import size
     from regard.explain.profile import Stopwatch, flops, peak, table
     from regard.train.fit import Run, default_device
-    from regard.train.precision import keep_few_kernels, resolve
+    from regard.train.memory import settle_memory
+    from regard.train.precision import resolve
+    from regard.train.recipe import fitted
 
-    keep_few_kernels()
+    settle_memory()
     torch.manual_seed(recipe.seed)
     task, device = recipe.data.open(), default_device()
     precision = resolve(recipe.precision, device)
-    recipe = replace(recipe, model=task.configure(recipe.model), precision=precision)
+    recipe = replace(fitted(recipe, task), precision=precision)
     with tempfile.TemporaryDirectory() as folder:
         trained = Run(recipe, task, Path(folder))
         batches = iter(trained.loader)

@@ -20,7 +20,7 @@ class Linear(nn.Linear):
 
     In training in float32 on a CPU two of three large products, the forward one and that for the gradient of ``x``, are
     oneDNN's instead of MKL's, which on processors of AMD take longer. oneDNN keeps a kernel for each number of rows:
-    where that varies, call :func:`regard.train.precision.keep_few_kernels` first, as training by a recipe does. They
+    where that varies, call :func:`regard.train.memory.keep_few_kernels` first, as training by a recipe does. They
     have no forward-mode derivatives. (For inference, see :func:`regard.blocks.packed.pack`.)
     """
 

@@ -8,6 +8,8 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regard.core.types import Batch
+
 
 def pad(
     rows: Sequence[Sequence[int] | NDArray[np.integer]], value: int, left: bool = False, width: int | None = None
@@ -27,3 +29,10 @@ def pad(
         start = width - len(row) if left else 0
         line[start : start + len(row)] = row
     return torch.from_numpy(filled)
+
+
+def sequences(rows: Sequence[Sequence[int] | NDArray[np.integer]], fill: int) -> Batch:
+    """Rows of tokens as an encoder takes them: ``tokens``, and ``valid`` for which of them are real."""
+    tokens = pad(rows, fill)
+    lengths = torch.tensor([len(row) for row in rows])
+    return {"tokens": tokens, "valid": torch.arange(tokens.shape[1]) < lengths[:, None]}

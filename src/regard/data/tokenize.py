@@ -3,31 +3,38 @@
 import json
 import os
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from numpy.typing import NDArray
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from regard.checkpoint.files import replacing, settle
 from regard.core.errors import CheckpointError, ConfigError, DataError, InputError
+from regard.data.vocabulary import from_vocabulary
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
-PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+PAD, BOS, EOS, UNK, MASK = "<pad>", "<s>", "</s>", "<unk>", "<mask>"
 
 PART = 1 << 16
 """About how many characters of a long text are encoded at once, on each core."""
+
+UNCUT = 1 << 30
+"""A length that no text has."""
 
 _LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
 
 TokenizerKind = Literal["bpe", "unigram", "wordpiece", "characters", "bytes"]
 
 _SPECIAL = [PAD, BOS, EOS]
-_NAMES: dict[str, str | None] = {"pad": PAD, "bos": BOS, "eos": EOS, "unk": None}
+_NAMES: dict[str, str | None] = {"pad": PAD, "bos": BOS, "eos": EOS, "unk": None, "mask": None}
 _BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 _SMALLEST = len(_SPECIAL) + len(_BYTES)
 
@@ -38,6 +45,7 @@ _ROLES = {
     "bos": (("bos_token", "cls_token"), (BOS, "<bos>", "[CLS]", "<|begin_of_text|>", "<|startoftext|>")),
     "eos": (("eos_token", "sep_token"), (EOS, "<eos>", "[SEP]", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>")),
     "unk": (("unk_token",), (UNK, "[UNK]", "<|unk|>")),
+    "mask": (("mask_token",), (MASK, "[MASK]")),
 }
 
 _THREADS = "TOKENIZERS_PARALLELISM"
@@ -73,20 +81,23 @@ class Tokenizer:
         bos: the id that opens a sequence, or None.
         eos: the id that closes a sequence.
         unk: the id of unknown characters, or None (bytes know no unknown).
+        mask: the id that stands for a hidden token, or None.
     """
 
     pad: int
     bos: int | None
     eos: int
     unk: int | None
+    mask: int | None
 
     def __init__(self, core: tokenizers.Tokenizer, names: dict[str, str | None]) -> None:
-        """Wrap ``core``; ``names`` maps pad, bos, eos and unk to their tokens. Raises CheckpointError."""
+        """Wrap ``core``; ``names`` maps pad, bos, eos, unk and mask to their tokens. Raises CheckpointError."""
         core.no_padding()  # published files may ask for either; both are the batch's business
         core.no_truncation()
         core.encode_special_tokens = True
         self._core = core
         self._names = names
+        self._framings: dict[tuple[int, str, int], tokenizers.Tokenizer] = {}
         if not core.get_vocab():
             raise CheckpointError("its vocabulary is empty")
         self._size = max(core.get_vocab().values()) + 1
@@ -98,7 +109,7 @@ class Tokenizer:
             )
         self.eos = ids["eos"]
         self.pad = self.eos if ids["pad"] is None else ids["pad"]
-        self.bos, self.unk = ids["bos"], ids["unk"]
+        self.bos, self.unk, self.mask = ids["bos"], ids["unk"], ids["mask"]
 
     def __len__(self) -> int:
         """One more than the largest id: the rows an embedding needs."""
@@ -115,6 +126,89 @@ class Tokenizer:
         except TypeError:
             raise InputError(f"cannot encode {_not_text(texts)}: expected Unicode text") from None
         return [encoding.ids for encoding in encodings]
+
+    def frame(self, texts: Sequence[str | tuple[str, str]], max_len: int) -> list[tokenizers.Encoding]:
+        """What an encoder reads of each text, or pair of texts: the tokens between the special tokens around them.
+
+        An encoding has ``ids``, ``type_ids`` (which of the texts each is of), and for each token ``offsets`` into its
+        text and ``word_ids``. Which special tokens go where, if any, the tokenizer's file says.
+
+        Args:
+            texts: what to encode.
+            max_len: tokens of one encoding; longer texts lose their ends, the longer of two first.
+
+        Raises:
+            InputError: a text that is not Unicode.
+        """
+        try:
+            return self._framing(max_len, "longest_first", 0).encode_batch(texts, add_special_tokens=True)
+        except TypeError:
+            sides = [side for text in texts for side in (text if isinstance(text, tuple) else (text,))]
+            raise InputError(f"cannot encode {_not_text(sides)}: expected Unicode text") from None
+
+    def overlapping(
+        self, first: str, second: str, max_first: int, max_len: int, stride: int
+    ) -> list[tokenizers.Encoding]:
+        """As :meth:`frame`, of a pair whose second text may be long: in windows, each with the whole first text.
+
+        Args:
+            first: of longer ones than ``max_first`` tokens the end is cut off.
+            second: all of it is in some window.
+            max_first: tokens.
+            max_len: tokens of a window, with special tokens.
+            stride: tokens of the second text that a window has in common with the one before.
+
+        Raises:
+            InputError: a text that is not Unicode.
+        """
+        try:
+            tokens = self._core.encode(first, add_special_tokens=False)
+            if len(tokens.ids) > max_first:
+                first = first[: tokens.offsets[max_first - 1][1]]
+            encoding = self._framing(max_len, "only_second", stride).encode(first, second)
+        except TypeError:
+            raise InputError(f"cannot encode {_not_text([first, second])}: expected Unicode text") from None
+        return [encoding, *encoding.overflowing]
+
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The special tokens before and after a text, as :meth:`frame` puts them."""
+        encoding = self._framing(UNCUT, "longest_first", 0).encode("a")
+        inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+        return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
+
+    def encode_words(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """The tokens of each word of each text, whose words are read with blanks between.
+
+        A word of which the tokenizer leaves nothing is unknown to it: ``unk``, or where there is none ``eos``.
+        """
+        nothing = [self.eos if self.unk is None else self.unk]
+        found = []
+        for words, encoding in zip(texts, self._words(texts), strict=True):
+            starts = [0, *accumulate(len(word) + 1 for word in words)]
+            tokens: list[list[int]] = [[] for _ in words]
+            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                last = max(start, end - 1)  # a token may begin with the blank before its word
+                tokens[bisect_right(starts, last) - 1].append(token)
+            found.append([word or nothing for word in tokens])
+        return found
+
+    def _words(self, texts: Sequence[Sequence[str]]) -> list[tokenizers.Encoding]:
+        joined = [" ".join(words) for words in texts]
+        try:
+            return self._core.encode_batch(joined, add_special_tokens=False)
+        except TypeError:
+            raise InputError(f"cannot encode {_not_text(joined)}: expected Unicode text") from None
+
+    def _framing(self, max_len: int, cut: str, stride: int) -> tokenizers.Tokenizer:
+        """The tokenizer as it cuts so; one for each way, as the library keeps that in the object."""
+        way = max_len, cut, stride
+        if way not in self._framings:
+            core = tokenizers.Tokenizer.from_str(self._core.to_str())
+            core.encode_special_tokens = True
+            core.enable_truncation(max_len, stride=stride, strategy=cut)
+            self._framings[way] = core
+        return self._framings[way]
 
     def encode_long(self, text: str) -> list[int]:
         """As :meth:`encode`, on all cores and in a fraction of the memory, if line ends part tokens, as with ours."""
@@ -156,9 +250,50 @@ class Tokenizer:
     def add(self, names: Sequence[str]) -> list[int]:
         """The ids of special tokens called so, which the vocabulary gets where it has none."""
         self._core.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in names])
+        self._framings.clear()
         vocabulary = self._core.get_vocab()
         self._size = max(vocabulary.values()) + 1
         return [vocabulary[name] for name in names]
+
+    def framed(self) -> "Tokenizer":
+        """The same tokenizer, whose :meth:`frame` puts ``bos`` before the first text and ``eos`` after each."""
+        start, end = self._names["bos"], self._names["eos"]
+        self._core.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A {end}",
+            pair=f"{start} $A {end} $B:1 {end}:1",
+            special_tokens=[(name, self._core.token_to_id(name)) for name in (start, end) if name],
+        )
+        self._framings.clear()
+        return self
+
+    def with_mask(self) -> "Tokenizer":
+        """The same tokenizer, with a mask token if it had none."""
+        if self.mask is None:
+            (self.mask,) = self.add([MASK])
+            self._names = self._names | {"mask": MASK}
+        return self
+
+    def name(self, role: str) -> str | None:
+        """How the token of a role is written."""
+        return self._names[role]
+
+    @cached_property
+    def begins_word(self) -> NDArray[np.bool_]:
+        """[V] whether a token begins a word, by what its kind of vocabulary marks: insides, or the blanks before words.
+
+        All do where nothing is marked, as among characters.
+        """
+        vocabulary = self._core.get_vocab()
+        inside = any(piece.startswith("##") for piece in vocabulary)
+        mark = next((mark for mark in ("Ġ", "▁") if any(piece.startswith(mark) for piece in vocabulary)), "")
+        found = np.ones(len(self), dtype=np.bool_)
+        for piece, token in vocabulary.items():
+            found[token] = not piece.startswith("##") if inside else piece.startswith(mark)
+        return found
+
+    def to_json(self) -> str:
+        """What tokenizer.json says."""
+        return self._core.to_str(pretty=True)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, in the published layout; both or neither.
@@ -169,12 +304,12 @@ class Tokenizer:
         config = {f"{role}_token": name for role, name in self._names.items()}
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         with replacing(Path(folder)) as staged:
-            (staged / TOKENIZER).write_text(self._core.to_str(pretty=True), encoding="utf-8")
+            (staged / TOKENIZER).write_text(self.to_json(), encoding="utf-8")
             (staged / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a ``tokenizer.json``, or the folder that holds one.
+        """Read a ``tokenizer.json``, or the folder that holds one, or the vocabulary of an older one.
 
         Special tokens are those that tokenizer_config.json or special_tokens_map.json beside it name; a role that
         neither names is found among the special tokens by its usual names.
@@ -185,19 +320,14 @@ class Tokenizer:
         path = Path(path)
         file = path / TOKENIZER if path.is_dir() else path
         settle(file.parent)
-        if not file.is_file():
-            raise CheckpointError(f"{file}: no such file; a tokenizer is one tokenizer.json")
-        try:
-            core = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises no narrower type
-            raise CheckpointError(f"{file}: not a readable tokenizer ({error})") from None
+        core = _read_core(file)
         try:
             return cls(core, _role_names(core, file.parent))
         except CheckpointError as error:
             raise CheckpointError(f"{file}: {error}") from None
 
     def _id(self, role: str) -> int | None:
-        name = self._names[role]
+        name = self._names.get(role)
         if name is None:
             return None
         token = self._core.token_to_id(name)
@@ -218,7 +348,7 @@ def parts(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def train_tokenizer(kind: TokenizerKind, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(kind: TokenizerKind, texts: Iterable[str], vocab_size: int, *, framed: bool = False) -> Tokenizer:
     """Train a tokenizer: <pad> is 0, <s> is 1, </s> is 2, and where there are unknown characters, <unk> is 3.
 
     The same texts give the same tokenizer. Fewer tokens come out where the texts do not give as many.
@@ -239,15 +369,18 @@ def train_tokenizer(kind: TokenizerKind, texts: Iterable[str], vocab_size: int) 
             digit.
         texts: what to learn from, read once; ``wordpiece`` holds them in memory.
         vocab_size: the most tokens to have, the special ones included.
+        framed: whether :meth:`Tokenizer.frame` puts <s> before the first text and </s> after each.
 
     Raises:
         ConfigError: ``vocab_size`` has no room for the special tokens and the bytes or characters.
         DataError: there is no text in ``texts``.
     """
     if kind == "bytes":
-        return _bpe([], min(vocab_size, _SMALLEST))  # no texts, no merges
-    train = {"bpe": _bpe, "unigram": _unigram, "wordpiece": _wordpiece, "characters": _characters}[kind]
-    return train(_some(texts), vocab_size)
+        tokenizer = _bpe([], min(vocab_size, _SMALLEST))  # no texts, no merges
+    else:
+        train = {"bpe": _bpe, "unigram": _unigram, "wordpiece": _wordpiece, "characters": _characters}[kind]
+        tokenizer = train(_some(texts), vocab_size)
+    return tokenizer.framed() if framed else tokenizer
 
 
 def _bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -355,6 +488,18 @@ def _some(texts: Iterable[str]) -> Iterator[str]:
     if first is None:
         raise DataError("there is no text to learn a tokenizer from")
     return chain([first], rest)
+
+
+def _read_core(file: Path) -> tokenizers.Tokenizer:
+    if not file.is_file():
+        older = from_vocabulary(file.parent, _read_object(file.parent / CONFIG)) if file.name == TOKENIZER else None
+        if older is None:
+            raise CheckpointError(f"{file}: no such file; a tokenizer is one tokenizer.json")
+        return older
+    try:
+        return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises no narrower type
+        raise CheckpointError(f"{file}: not a readable tokenizer ({error})") from None
 
 
 def _role_names(core: tokenizers.Tokenizer, folder: Path) -> dict[str, str | None]:

@@ -56,6 +56,8 @@ class Page:
         commands: what to type to get this run again, and to use it.
         versions: name to version of what it ran on.
         written: beginnings of texts, each with what the model went on to write.
+        answered: what the answers in ``samples`` are called.
+        confusion: which classes are taken for which.
     """
 
     title: str
@@ -73,6 +75,8 @@ class Page:
     commands: str
     versions: Mapping[str, str]
     written: Sequence[tuple[str, str]] = ()
+    answered: str = "Translations"
+    confusion: Picture | None = None
     kept: str = ""
 
 
@@ -84,7 +88,8 @@ def render(page: Page) -> str:
         _health(page.log),
         _training(page.log),
         _inside(page.log),
-        _samples(page.samples),
+        _confusion(page.confusion),
+        _samples(page.samples, page.answered),
         _written(page.written),
         _over_time(page.log),
         _attention(page),
@@ -265,7 +270,18 @@ def _history(source: str, history: Sequence[tuple[int, Mapping[str, str]]]) -> s
     )
 
 
-def _samples(samples: Sequence[Sample]) -> str:
+def _confusion(picture: Picture | None) -> str:
+    if picture is None:
+        return ""
+    lead = (
+        "Each row is what examples are, each column what the model says they are: the stronger the colour of a cell, "
+        "the larger that share of the row. Off the diagonal is what it takes for something else."
+    )
+    figure = f'<figure class="card map">{picture.svg}<figcaption>{escape(picture.caption)}</figcaption></figure>'
+    return section("What it takes for what", lead, f'<div class="maps">{figure}</div>')
+
+
+def _samples(samples: Sequence[Sample], answered: str) -> str:
     if not samples:
         return ""
     rows = "".join(
@@ -280,7 +296,7 @@ def _samples(samples: Sequence[Sample]) -> str:
         f"{len(samples)} held-out examples; {right} match the reference to the letter. Where one does not, "
         "<del>what the model wrote</del> stands before <ins>what the reference has</ins>."
     )
-    return section("Translations", lead, f'<div class="card"><table>{head}{rows}</table></div>')
+    return section(answered, lead, f'<div class="card"><table>{head}{rows}</table></div>')
 
 
 def _written(written: Sequence[tuple[str, str]]) -> str:

@@ -25,6 +25,7 @@ from regard.explain.cost import example, memory, parts
 from regard.explain.page import Page, Picture, Sample, curve, duration, render
 from regard.generate.decode import sample
 from regard.tasks import datas
+from regard.tasks.classify import Classify, Labelled, LabelledText
 from regard.tasks.language import Language, PlainText
 from regard.tasks.translate import ParallelText, Translate
 
@@ -48,7 +49,11 @@ def write_report(run: str | Path) -> Path:
     """
     run = Path(run)
     recipe, log = read_object(run / "recipe.json"), read_log(run / "log.jsonl")
-    about: dict[str, Any] = {ParallelText.task: about_translation, PlainText.task: about_language}
+    about: dict[str, Any] = {
+        ParallelText.task: about_translation,
+        PlainText.task: about_language,
+        LabelledText.task: about_classification,
+    }
     name: Any = recipe.get("task")
     if name not in datas():
         raise ConfigError(f"{run / 'recipe.json'}: no task '{name}'{did_you_mean(str(name), datas())}")
@@ -142,6 +147,46 @@ def about_language(task: Language, model: nn.Module, log: Sequence[Mapping[str, 
         "grid": "",
         "written": write_some(task, model),
     }
+
+
+def about_classification(task: Classify, model: nn.Module, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page of a classifier's run has of its own: some answers, and which classes are taken for which."""
+    splits, best = task.data.splits, best_line(log, task.monitor)
+    examples = splits["test"] or splits["valid"]
+    found = task.score(model, examples)
+    chosen = sorted(random.Random(0).sample(range(len(examples)), min(SAMPLES, len(examples))))
+    origin = "phrases generated from locale data (Unicode CLDR)" if task.data.train is None else task.data.train
+    return {
+        "title": "Classification",
+        "summary": (
+            f"Learned {len(task.labels)} classes from {len(splits['train']):,} examples, {origin},{in_steps(log)} on "
+            f"{device_name()}."
+        ),
+        "facts": {
+            **{
+                f"{name.replace('_', ' ').capitalize()} (held out)": f"{best[name]:.1%}"
+                for name in found.scores
+                if name in best
+            },
+            **common_facts(model, log, best),
+        },
+        "samples": [Sample(" / ".join(examples[i].texts), examples[i].label, found.outputs[i]) for i in chosen],
+        "answered": "Answers",
+        "confusion": confusion_of(task, examples, found.outputs),
+        "pictures": [],
+        "choice": "",
+        "grid": "",
+    }
+
+
+def confusion_of(task: Classify, examples: Sequence[Labelled], outputs: Sequence[str]) -> Picture | None:
+    """Which classes are taken for which; None of more than a picture can show."""
+    if len(task.labels) > MOST:
+        return None
+    table = torch.from_numpy(task.confusion(examples, outputs)).float()
+    names = [*task.labels]
+    shares = table / table.sum(dim=1, keepdim=True).clamp(min=1)
+    return Picture(heat_map(shares, names, names, about="confusion"), f"{len(examples):,} held-out examples")
 
 
 def write_some(task: Language, model: nn.Module) -> list[tuple[str, str]]:

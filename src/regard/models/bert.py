@@ -194,6 +194,12 @@ def block(config: BertConfig, layer: int, kernel: KernelName) -> Block:
     return Block(attention=residual(config, layer, attention), ffn=residual(config, layer, ffn))
 
 
+def heads(config: BertConfig) -> list[BertConfig]:
+    """The configurations of the same trunk with no head and with each that the variant has."""
+    names: list[Any] = [None, "masked_lm", *WORDS[config.variant].heads]
+    return [replace(config, head=name, labels=("",) if name in ("classify", "tag") else ()) for name in names]
+
+
 def residual(config: BertConfig, layer: int, mix: nn.Module) -> Residual:
     """LayerNorm(x + Dropout(Sublayer(x)))."""
     drop = branch(config.dropout, config.drop_path * (layer + 1) / config.num_layers)
@@ -517,6 +523,7 @@ FAMILY = Family(
     from_hf=from_hf,
     to_hf=to_hf,
     tiny=tiny,
+    heads=heads,
     sizes={
         "bert-base": BertConfig(),
         "bert-large": BertConfig(**_LARGE),

@@ -64,6 +64,9 @@ class Supervise:
         return cross_entropy(logits, targets, self.label_smoothing)
 
 
+OBJECTIVE = Supervise
+
+
 @torch.no_grad()
 def likelihood(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
     """The negative log-likelihood of the targets in batches, summed, in nats; and how many targets there are."""
@@ -141,6 +144,32 @@ def _count(targets: Tensor) -> Tensor:
     return torch.tensor(targets.numel(), device=targets.device)
 
 
+class _Space:
+    """Room for the logits of a chunk and their gradients, where products are in 16 bits and all else is not.
+
+    Large tensors that are made anew for each chunk cost more than what is computed in them.
+    """
+
+    def __init__(self, rows: int, table: Tensor, kind: torch.dtype) -> None:
+        self.table = table
+        self.wide = table.new_empty(rows, len(table), dtype=kind)
+        self.narrow = table.new_empty(rows, len(table))
+        self.share = torch.empty_like(table)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """``rows @ table.T``, in the wide type."""
+        torch.mm(rows, self.table.t(), out=self.narrow[: len(rows)])
+        return self.wide[: len(rows)].copy_(self.narrow[: len(rows)])
+
+    def gradients(self, slope: Tensor, rows: Tensor, into: Tensor, grad_weight: Tensor) -> None:
+        """Put the gradient of the rows ``into``, and add that of the table to ``grad_weight``."""
+        slope = self.narrow[: len(rows)].copy_(slope)
+        into.copy_(slope @ self.table)
+        torch.mm(slope.t(), rows, out=self.share)
+        for total, share in zip(grad_weight.split(CHUNK), self.share.split(CHUNK), strict=True):
+            total.add_(share)  # a few rows at a time, as the sum of two types goes by way of a copy
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """See :func:`linear_cross_entropy`. d loss / d logits = softmax - (1 - e) * onehot - e / V.
 
@@ -158,10 +187,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = torch.empty_like(hidden, dtype=kind), torch.zeros_like(weight)
         grad_bias = torch.zeros_like(weight[:, 0])
         nll, uniform = weight.new_zeros(()), weight.new_zeros(())
+        space = None if narrow == kind else _Space(min(chunk, len(hidden)), table, kind)
         for rows, picked, into in zip(
             hidden.to(narrow).split(chunk), targets[:, None].split(chunk), grad_hidden.split(chunk), strict=True
         ):
-            logits = product(rows, table).to(kind)
+            logits = product(rows, table) if space is None else space.logits(rows)
             if bias is not None:
                 logits += bias
             # Softmax in place: a second table of this size would not stay near.
@@ -176,12 +206,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             slope.scatter_add_(1, picked, slope.new_full(picked.shape, smoothing - 1))
             if bias is not None:
                 grad_bias += slope.sum(dim=0)
-            slope = slope.to(narrow)
-            into.copy_(product(slope, table.t()))
-            if narrow == kind:
+            if space is None:
+                into.copy_(product(slope, table.t()))
                 torch.addmm(grad_weight, slope.t(), rows, out=grad_weight)  # in one pass over the large table
             else:
-                grad_weight += slope.t() @ rows
+                space.gradients(slope, rows, into, grad_weight)
         grad_hidden -= smoothing * weight.mean(dim=0)
         grad_weight -= smoothing / size * hidden.sum(dim=0)
         grad_bias -= smoothing / size * len(hidden)

@@ -33,6 +33,10 @@ WRITTEN = 100
 """How many tokens an answer has unless more or fewer are asked for."""
 
 
+BEGINNING = 8
+"""How many words of a text a model is asked to go on with."""
+
+
 @dataclass(frozen=True)
 class PlainText:
     """What to learn to write from. Without ``train``: the reference of the Python language, as Python carries it.
@@ -180,6 +184,7 @@ class Language:
         self.data = data
         self.tokenizer = tokenizer
         self.start = [] if tokenizer.bos is None else [tokenizer.bos]
+        self.end = [tokenizer.eos]
 
     def configure(self, model: Any) -> Any:
         """The configuration with the tokenizer's size and special tokens. Raises ConfigError if it is too small."""
@@ -200,7 +205,7 @@ class Language:
             columns=self.sequences,
             reading=self.data.reading,
             start=self.start,
-            end=[self.tokenizer.eos],
+            end=self.end,
         )
 
     def rows(self, corpus: Corpus) -> Stream:
@@ -329,6 +334,10 @@ class Language:
                 max_tokens=min(max_tokens or WRITTEN, room),
             )
             yield self.tokenizer.decode(answer.tokens)
+
+    def prompt(self, text: str) -> str:
+        """What :meth:`predict` may be asked of a text, to see how the model does: its beginning."""
+        return " ".join(text.split()[:BEGINNING])
 
     def show(self, batch: Batch) -> str:
         """The first row of a batch."""

@@ -260,11 +260,14 @@ class Translate:
     @cached_property
     def _validation(self) -> list[Batch]:
         examples = self.encode(self.data.splits["valid"])
-        for number, size in enumerate(sizes(examples), start=1):
+        for number, size in enumerate(sizes(examples)):
             if max(size) > self.positions:
+                file, place = self.data.valid, number
+                if not file:  # held out as :func:`hold_out` does
+                    file, place = self.data.train or "the phrases", number * EVERY
                 raise DataError(
-                    f"{self.data.valid or self.data.train}: validation pair {number} has {max(size)} tokens, more than "
-                    f"the model's {self.positions} positions; shorten it, or raise model.max_seq_len"
+                    f"{file}, pair {place + 1}, which validates: has {max(size)} tokens, more than the model's "
+                    f"{self.positions} positions; shorten it, or raise model.max_seq_len"
                 )
         batches = plan(sizes(examples), self.data.max_tokens)
         return [self.batch([examples[i] for i in rows]) for rows in batches]

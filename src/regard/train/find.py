@@ -17,8 +17,9 @@ from regard.core.errors import TrainingError
 from regard.core.types import Batch
 from regard.data.loader import Loader, plan
 from regard.train.fit import Run, default_device
-from regard.train.precision import keep_few_kernels, resolve
-from regard.train.recipe import Recipe
+from regard.train.memory import settle_memory
+from regard.train.precision import resolve
+from regard.train.recipe import Recipe, fitted
 from regard.train.schedule import Schedule
 
 LOWEST, HIGHEST = 1e-6, 10.0
@@ -107,13 +108,12 @@ class Sizes:
 @contextmanager
 def passing(recipe: Recipe) -> Iterator[Run]:
     """A run of the recipe that leaves nothing behind: no file, and the random state as it was."""
-    keep_few_kernels()
+    settle_memory()
     with torch.random.fork_rng(), TemporaryDirectory() as folder:
         torch.manual_seed(recipe.seed)
         task = recipe.data.open()
         settled = replace(
-            recipe,
-            model=task.configure(recipe.model),
+            fitted(recipe, task),
             precision=resolve(recipe.precision, default_device()),
             average=0.0,
             unfreeze_every=0,

@@ -21,7 +21,7 @@ from regard import zoo
 from regard.blocks.residual import Stack
 from regard.checkpoint.files import replacing
 from regard.checkpoint.load import assign, tensors_of
-from regard.core.console import quietly
+from regard.core.console import console, quietly
 from regard.core.errors import ConfigError, DataError, TrainingError
 from regard.core.serial import differences, to_json
 from regard.core.types import IGNORE, Batch
@@ -32,11 +32,12 @@ from regard.train.card import CARD, card
 from regard.train.freeze import depths, freeze, thaw
 from regard.train.health import Health, Waiting
 from regard.train.interrupt import interruptions
+from regard.train.memory import settle_memory
 from regard.train.optimize import build_optimizer
 from regard.train.parallel import Ranks, joined, local
 from regard.train.pipeline import Passed
-from regard.train.precision import PrecisionName, autocast, keep_few_kernels, resolve, weights
-from regard.train.recipe import Recipe, load_recipe, save_recipe
+from regard.train.precision import PrecisionName, autocast, resolve, weights
+from regard.train.recipe import Recipe, fitted, load_recipe, save_recipe
 from regard.train.signs import blame, gradient_norms, groups, look, samples
 from regard.train.state import Background, Progress, claim, load_state, put, save_state, state_of, tidy
 from regard.train.track import Trackers, check_installed
@@ -65,7 +66,7 @@ def fit(
         CheckpointError: a checkpoint cannot be written or read.
         DataError, ConfigError: what the recipe names cannot be used, or the run in the folder has another recipe.
     """
-    keep_few_kernels()
+    settle_memory()
     check_installed(recipe.track)
     with (
         joined(recipe.parallel, default_device()) as ranks,
@@ -73,9 +74,11 @@ def fit(
         ranks.led(claim(out, resume=resume)) as begun,
     ):
         torch.manual_seed(recipe.seed + ranks.rank // recipe.parallel.tensor)  # those that share a batch drop out alike
+        if resume and not begun:
+            console().print(f"no run in {out} to go on with: a new one begins")
         task = recipe.data.open(out) if begun else opened(recipe, out, ranks)
         recipe = settled(recipe, task, out, ranks)
-        run = Run(recipe, task, out, ranks)
+        run = Run(recipe, task, out, ranks, begun=begun)
         if begun:
             run.restore()
         elif ranks.leader:
@@ -109,7 +112,7 @@ def settled(recipe: Recipe, task: Task, out: Path, ranks: Ranks) -> Recipe:
     Raises ConfigError where the run in ``out`` has another: a run goes on by its own recipe, though the processes that
     take its steps and make its batches may be others.
     """
-    recipe = replace(recipe, model=task.configure(recipe.model))
+    recipe = fitted(recipe, task)
     path = out / "recipe.json"
     stored = load_recipe(path) if path.exists() else None
     if stored is None:
@@ -166,6 +169,21 @@ def build_model(recipe: Recipe, device: torch.device, *, even: bool) -> nn.Modul
     return model
 
 
+def seeded(number: int) -> torch.Generator:
+    """A generator that draws the same each time."""
+    return torch.Generator().manual_seed(number)
+
+
+@torch.no_grad()
+def begin_with(model: nn.Module, recipe: Recipe) -> None:
+    """Give the model the weights of the checkpoint that the recipe begins with. Raises as :func:`regard.load`."""
+    assert recipe.start is not None, "there is one"
+    loaded = zoo.load(recipe.start, missing=recipe.missing, seed=recipe.seed, **to_json(recipe.model))
+    found = tensors_of(loaded)
+    for name, tensor in tensors_of(model).items():
+        tensor.copy_(found[name])
+
+
 def lean(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """torch's own compiler, told to compute again for the gradients what is cheap and what only products read."""
     with torch._functorch.config.patch(ban_recompute_materialized_backward=False):
@@ -176,13 +194,17 @@ def lean(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any
 class Run:
     """A run under way: the model, its average, the optimiser, the data, and how far they have come."""
 
-    def __init__(self, recipe: Recipe, task: Task, out: Path, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, task: Task, out: Path, ranks: Ranks | None = None, *, begun: bool = False
+    ) -> None:
         ranks = ranks or Ranks(recipe.parallel, default_device())
         self.recipe, self.task, self.out, self.ranks, self.device = recipe, task, out, ranks, ranks.device
         self.loader = task.loader(
             seed=recipe.seed, prepare=recipe.objective.prepare, rank=ranks.data_rank, world=ranks.data_world
         )
         self.model = build_model(recipe, self.device, even=recipe.compile and self.loader.even)
+        if recipe.start and not begun:
+            begin_with(self.model, recipe)
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.average = Average(self.model, recipe.average)
         varying = recipe.unfreeze_every > 0 or bool(getattr(recipe.model, "own", ()))
@@ -195,7 +217,8 @@ class Run:
         self.progress = Progress(loader=self.loader.state())
         self.groups, self.norms, self.waiting = groups(self.model), dict[str, float](), Waiting()
         self.saving = Background()
-        task.validation()  # what is wrong with it is said now, not after the first hours
+        prepare = recipe.objective.prepare  # the same corruption each time; and what is wrong is said now, not in hours
+        self.held_out = [prepare(batch, seeded(number)) for number, batch in enumerate(task.validation())]
 
     def train(self, watch: Watch, stop: threading.Event, report: Report | None = None) -> Progress:
         """Step until the run has ended (:func:`ended`), or ``stop``, or ``report`` says so."""
@@ -317,7 +340,7 @@ class Run:
         self.average.validated()
         self.judge.eval()
         sums: Counter[str] = Counter()
-        for batch in self.task.validation():
+        for batch in self.held_out:
             with suppress(Passed):
                 loss, count, parts = self.judge(to(batch, self.device))
                 sums.update({name: float(value) for name, value in {"loss": loss, "targets": count, **parts}.items()})
@@ -341,7 +364,7 @@ class Run:
 
     def observe(self, model: nn.Module) -> dict[str, Any]:
         """How the model works, on a batch of middle length, and what it answers to the first held-out examples."""
-        batches = self.task.validation()
+        batches = self.held_out
         answers = samples(self.task, model)
         return look(model, to(batches[len(batches) // 2], self.device)) | ({"samples": answers} if answers else {})
 

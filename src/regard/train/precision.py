@@ -1,6 +1,5 @@
 """The type that matrices are multiplied in while training."""
 
-import os
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -27,13 +26,3 @@ def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextM
 def weights(precision: PrecisionName) -> torch.dtype:
     """The type of the weights: float32, or float64 where everything is computed in it, to compare runs by."""
     return torch.float64 if precision == "float64" else torch.float32
-
-
-def keep_few_kernels() -> None:
-    """Let oneDNN keep 64 compiled kernels, unless the environment says otherwise or it has begun to work.
-
-    It compiles one for each shape of batch, and shapes hardly ever come twice: the 1,024 that it would keep take
-    gigabytes, and training is a little slower with them.
-    """
-    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, and torch's of its handles
-        os.environ.setdefault(cache, "64")

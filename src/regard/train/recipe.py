@@ -7,12 +7,15 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import astuple, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from regard.core.errors import ConfigError, did_you_mean
 from regard.core.serial import from_json, to_json
+from regard.objectives import objectives
+from regard.objectives.masked import Masked
+from regard.objectives.objective import Objective
 from regard.objectives.supervise import Supervise
 from regard.tasks import datas
 from regard.tasks.task import Data
@@ -21,7 +24,7 @@ from regard.train.parallel import Parallel
 from regard.train.precision import PrecisionName
 from regard.train.schedule import Schedule
 from regard.train.track import TrackerName
-from regard.zoo import families, family_of
+from regard.zoo import Missing, checkpoint_folder, families, family_of, read_config
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class Recipe:
     Attributes:
         model: a family's configuration; a ``vocab_size`` of 0 is filled in from the data.
         data: what to learn from; its type names the task.
+        start: a checkpoint to begin with the weights of; ``model`` is its configuration then (:func:`starting`).
+        missing: what that may lack: ``head`` takes its trunk and draws the head anew where it has another; None = all
+            is there.
         objective: how a batch becomes a loss.
         optimizer: which, and its constants.
         schedule: the learning rate as a function of the step.
@@ -61,7 +67,9 @@ class Recipe:
 
     model: Any
     data: Data
-    objective: Supervise = field(default_factory=Supervise)
+    start: str | None = None
+    missing: Missing | None = None
+    objective: Objective = field(default_factory=Supervise)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     num_steps: int = 10_000
@@ -109,6 +117,18 @@ class Recipe:
             raise ConfigError(f"seed {self.seed} must lie between 0 and {2**63 - 1}")
 
 
+def starting(recipe: Recipe, folder: str | Path) -> Recipe:
+    """The recipe, begun with the weights of a checkpoint: with its configuration and its tokenizer.
+
+    Raises:
+        CheckpointError: no checkpoint, or a damaged one.
+        ConfigError: one of no known family.
+    """
+    place = checkpoint_folder(folder)
+    data: Any = recipe.data
+    return replace(recipe, model=read_config(place)[1], data=replace(data, tokenizer=str(place)), start=str(place))
+
+
 USUAL = {
     "--data": "--data.train", "--train": "--data.train", "--valid": "--data.valid", "--lr": "--schedule.lr",
     "--learning-rate": "--schedule.lr", "--warmup": "--schedule.warmup", "--steps": "--num-steps",
@@ -122,13 +142,16 @@ def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train
     """The recipe with fields replaced by options such as ``--model.dropout 0.3 --num-steps 500``.
 
     ``--help`` prints every field with its default, and exits. A mistyped option may also have meant one of ``own``, the
-    command's other options.
+    command's other options. With ``--start FOLDER``, fields are those of a recipe :func:`starting` there.
 
     Raises:
         ConfigError: an option that is no field (with the nearest that is), or a value that does not fit.
     """
     import tyro
 
+    if folders := [value for name, value in itertools.pairwise([*_parted(arguments), ""]) if name == "--start"]:
+        recipe = starting(recipe, folders[-1])
+        arguments = [*arguments, "--start", str(recipe.start)]
     known = _options(recipe)
     for argument in arguments:
         name = argument.split("=")[0].replace("_", "-")
@@ -137,7 +160,7 @@ def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train
                 f" (did you mean '{USUAL[name]}'?)" if USUAL.get(name) in known else did_you_mean(name, [*known, *own])
             )
             raise ConfigError(f"no option '{name}'{meant}; '{prog} --help' lists them")
-    kind = _kind(recipe.model.__class__, recipe.data.__class__)
+    kind = _kind(recipe.model.__class__, recipe.data.__class__, recipe.objective.__class__)
     default = kind(**{each.name: getattr(recipe, each.name) for each in fields(recipe)})
     complaint = io.StringIO()
     try:
@@ -151,15 +174,34 @@ def override(recipe: Recipe, arguments: Sequence[str], prog: str = "regard train
         raise ConfigError(_headline(complaint.getvalue())) from None
 
 
+def _parted(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with ``--name=value`` as two."""
+    return [part for each in arguments for part in (each.split("=", 1) if each.startswith("--") else (each,))]
+
+
 def _headline(box: str) -> str:
     """What tyro's framed message says above its inner rule, as one line."""
     inside = [line.strip("│ ") for line in box.splitlines()[1:]]
     return " ".join(itertools.takewhile(lambda line: not line.startswith("──"), inside))
 
 
+def fitted(recipe: Recipe, task: Any) -> Recipe:
+    """The recipe with what the data decide about model and objective filled in. Raises ConfigError as the task does."""
+    objective: Any = recipe.objective
+    if isinstance(objective, Masked):
+        objective = objective.of(task.tokenizer)
+    return replace(recipe, model=task.configure(recipe.model), objective=objective)
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the recipe as JSON, with the names of its family and task."""
-    value = {"family": family_of(recipe.model).name, "task": recipe.data.task, **to_json(recipe)}
+    """Write the recipe as JSON, with the names of its family, task and objective."""
+    names = {kind: name for name, kind in objectives().items()}
+    value = {
+        "family": family_of(recipe.model).name,
+        "task": recipe.data.task,
+        "learns": names[type(recipe.objective)],
+        **to_json(recipe),
+    }
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
@@ -175,7 +217,8 @@ def load_recipe(path: Path) -> Recipe:
         raise ConfigError(f"{path}: expected an object, found {value!r:.60}")
     model = _choose(value.pop("family", None), {name: family.config for name, family in families().items()}, path)
     data = _choose(value.pop("task", None), datas(), path)
-    return from_json(_kind(model, data), value, str(path))
+    objective = _choose(value.pop("learns", "supervise"), objectives(), path)
+    return from_json(_kind(model, data, objective), value, str(path))
 
 
 def _choose(name: Any, choices: Any, path: Path) -> Any:
@@ -185,9 +228,10 @@ def _choose(name: Any, choices: Any, path: Path) -> Any:
 
 
 @functools.cache
-def _kind(model: Any, data: Any) -> type[Recipe]:
-    """``Recipe`` with the types of these two fields narrowed, which reading and the command line go by."""
-    return make_dataclass("Recipe", [("model", model), ("data", data)], bases=(Recipe,), frozen=True)
+def _kind(model: Any, data: Any, objective: Any) -> type[Recipe]:
+    """``Recipe`` with the types of these fields narrowed, which reading and the command line go by."""
+    narrowed: Any = [("model", model), ("data", data), ("objective", objective, field(default_factory=objective))]
+    return make_dataclass("Recipe", narrowed, bases=(Recipe,), frozen=True)
 
 
 def _options(value: Any, prefix: str = "--") -> list[str]:

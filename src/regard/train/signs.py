@@ -23,7 +23,7 @@ from regard.generate.decode import greedy
 ROWS, CELLS, LONGEST = 64, 2**21, 4096
 """How many rows are looked at, at most; of how many weights to a head; and from which length on attention is not."""
 
-SAMPLES, BEGINNING, WRITTEN = 3, 8, 32
+SAMPLES, WRITTEN = 3, 32
 """How many held-out examples are answered; of a text, how many words are given, and how many tokens are to follow."""
 
 
@@ -138,10 +138,10 @@ def samples(task: Any, model: nn.Module) -> list[dict[str, str]]:
     """
     held_out = task.data.splits["valid"][:SAMPLES] if hasattr(task, "predict") else []
     if held_out and all(isinstance(each, str) for each in held_out):
-        beginnings = [" ".join(text.split()[:BEGINNING]) for text in held_out]
+        beginnings = [task.prompt(text) for text in held_out]
         outputs = task.predict(model, beginnings, greedy, WRITTEN)
         return [{"source": a, "output": b} for a, b in zip(beginnings, outputs, strict=True)]
-    if not held_out or not all(len(each) == 2 and all(isinstance(side, str) for side in each) for each in held_out):
+    if not held_out or not all(isinstance(each, tuple) and [*map(type, each)] == [str, str] for each in held_out):
         return []
     outputs = task.predict(model, [source for source, _ in held_out], greedy)
     return [

@@ -1,0 +1,389 @@
+"""Classification of texts, and of pairs of texts: sentiment, topic, whether one follows from the other.
+
+An encoder reads the whole text, and a linear layer over what it makes of the first token scores the classes (Devlin et
+al. 2019, section 4.1).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from torch import nn
+
+from regard.blocks.packed import pack
+from regard.checkpoint.files import read_json, replacing
+from regard.core.errors import ConfigError, DataError, InputError, did_you_mean
+from regard.core.types import Batch
+from regard.data.collate import pad, sequences
+from regard.data.loader import Loader, plan
+from regard.data.phrases import phrases
+from regard.data.source import Rows, mapped, values
+from regard.data.split import Splits, hold_out, original
+from regard.data.tables import table, text
+from regard.data.tokenize import UNCUT, Tokenizer, TokenizerKind, train_tokenizer
+from regard.generate.beam import Beam
+from regard.generate.decode import Pick, greedy
+from regard.tasks.task import Prepare, Scored, some, vocabulary
+
+LANGUAGES = ("de", "en", "es", "fr", "it", "nl", "pl", "pt")
+"""Those that there is to tell apart without data."""
+
+LABELS = "labels.json"
+
+WINDOW = 512
+"""How many texts wait for each other, so that those of like length are read together."""
+
+
+class Labelled(NamedTuple):
+    """One text, or two that belong together, and its class."""
+
+    texts: tuple[str, ...]
+    label: str
+
+
+class Example(NamedTuple):
+    """What the model reads, which of the texts each token is of, and the number of the class."""
+
+    tokens: NDArray[np.int32]
+    types: NDArray[np.int8]
+    target: int
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """What to learn classes from. Without ``train``: phrases generated from locale data; the class is their language.
+
+    Files are JSONL, CSV, Parquet or TSV (:func:`regard.data.tables.table`), plain or gzipped.
+
+    Attributes:
+        train: the file to learn from.
+        valid: the file to watch training by; None holds out every twentieth example of ``train``, at most 1,000.
+        test: the file to report on.
+        text: the column of the text.
+        pair: the column of a second text, where examples are pairs.
+        label: the column of the class.
+        columns: the columns of a TSV without a header, in order; label, text and pair unless given.
+        labels: the classes, in order; those of ``train`` in alphabetical order unless given.
+        tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
+        tokenizer_kind: of the trained tokenizer; see :func:`regard.data.tokenize.train_tokenizer`.
+        vocab_size: of the trained tokenizer.
+        max_len: tokens that are read of an example, special ones included; of longer ones the end is cut off.
+        max_tokens: of a batch, padding included.
+        num_workers: processes that make batches ahead of time; 0 makes each when it is asked for.
+    """
+
+    task: ClassVar[str] = "classify"
+
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+    columns: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    tokenizer_kind: TokenizerKind = "wordpiece"
+    vocab_size: int = 2000
+    max_len: int = 128
+    max_tokens: int = 2048
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.train is None and (self.valid or self.test):
+            raise ConfigError("data.valid and data.test need data.train; without it the phrases are all three")
+        for name in ("max_len", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} {getattr(self, name)} must be at least 1")
+        if len(set(self.labels)) < len(self.labels):
+            raise ConfigError("data.labels names a class twice")
+
+    def open(self, folder: Path | None = None) -> Classify:
+        """The task, with the tokenizer and classes in ``folder``, or with those that this data asks for."""
+        if folder is None:
+            return self.learn(self.splits["train"])
+        return Classify(self, Tokenizer.load(folder), tuple(read_json(folder / LABELS)))
+
+    def learn(self, examples: Iterable[Labelled]) -> Classify:
+        """The task, with the tokenizer named, or one trained on these texts, and their classes. Raises DataError."""
+        examples = [*examples]
+        labels = self.labels or tuple(sorted({example.label for example in examples}))
+        if len(labels) < 2:
+            raise DataError(f"{self.train}: all examples are of the class '{labels[0]}'; there must be two or more")
+        if self.tokenizer:
+            return Classify(self, Tokenizer.load(self.tokenizer), labels)
+        read = (text for example in examples for text in example.texts)
+        return Classify(self, train_tokenizer(self.tokenizer_kind, read, self.vocab_size, framed=True), labels)
+
+    @cached_property
+    def splits(self) -> Splits[Labelled]:
+        """The examples of train, valid and test; the last is empty where no file is named. Raises DataError."""
+        if self.train is None:
+            return languages()
+        train = self.read(self.train)
+        valid = self.read(self.valid) if self.valid else []
+        if not valid:
+            rest, valid = hold_out(train)
+            train = [*rest]
+        if not train:
+            raise DataError(f"{self.train}: one example is too few")
+        return {"train": train, "valid": valid, "test": self.read(self.test) if self.test else []}
+
+    def read(self, spec: str) -> list[Labelled]:
+        """The examples of a file. Raises DataError."""
+        return [*values(self.rows(spec))]
+
+    def rows(self, spec: str) -> Rows[Labelled]:
+        """The examples of a file, and its malformed rows. Raises DataError."""
+        columns = self.columns or (self.label, self.text, *([self.pair] if self.pair else []))
+        return mapped(self._example, table(spec, columns))
+
+    def _example(self, row: dict[str, Any]) -> Labelled:
+        texts = tuple(text(row, name) for name in (self.text, self.pair) if name)
+        if not all(each.strip() for each in texts):
+            raise ValueError("the text is empty")
+        label = row.get(self.label)
+        found = str(label) if isinstance(label, int) else text(row, self.label)  # JSON may number its classes
+        if self.labels and found not in self.labels:
+            raise ValueError(
+                f"the class '{found}' is none of {', '.join(self.labels)}{did_you_mean(found, self.labels)}"
+            )
+        return Labelled(texts, found)
+
+
+DATA = LabelledText
+
+
+def languages() -> Splits[Labelled]:
+    """Phrases as people type them in several languages, each with its language; none that is the same in two."""
+    split: dict[str, list[Labelled]] = {}
+    for name in ("train", "valid", "test"):
+        found = [
+            Labelled((source,), language)
+            for language in LANGUAGES
+            for source, _ in getattr(phrases(language, "fr" if language == "en" else "en", size=4000), name)
+        ]
+        counts = Counter(example.texts for example in found)
+        split[name] = [example for example in found if counts[example.texts] == 1]
+    return {"train": split["train"], "valid": split["valid"], "test": split["test"]}
+
+
+class Classify:
+    """Texts to rows of tokens, and scores to classes."""
+
+    monitor = "accuracy"
+    sequences: tuple[str, ...] = ("text",)
+
+    def __init__(self, data: LabelledText, tokenizer: Tokenizer, labels: tuple[str, ...]) -> None:
+        self.data, self.tokenizer, self.labels = data, tokenizer, labels
+        self.typed = False
+
+    def configure(self, model: Any) -> Any:
+        """The configuration with these classes, and the tokenizer's size and special tokens.
+
+        Raises:
+            ConfigError: a family without a head for classes, too few positions, or too small a vocabulary.
+        """
+        if not hasattr(model, "labels"):
+            raise ConfigError(f"{type(model).__name__} has no head for classes; bert has")
+        if model.max_seq_len < self.data.max_len:
+            raise ConfigError(
+                f"data.max_len {self.data.max_len} is more than the model's {model.max_seq_len} positions; "
+                "raise model.max_seq_len, or lower data.max_len"
+            )
+        self.typed = model.num_types > 1
+        special = {"pad_token": self.tokenizer.pad, "bos_token": self.tokenizer.bos, "eos_token": self.tokenizer.eos}
+        size = vocabulary(model, self.tokenizer)
+        return replace(model, head="classify", labels=self.labels, vocab_size=size, **special)
+
+    def encode(self, examples: Sequence[Labelled]) -> list[Example]:
+        """What the model reads of each. Raises DataError for a class that was not there to learn from."""
+        targets = self.numbers(example.label for example in examples)
+        framed = self.frame([example.texts for example in examples], self.data.max_len)
+        return [Example(*row, target) for row, target in zip(framed, targets, strict=True)]
+
+    def frame(self, texts: Sequence[tuple[str, ...]], max_len: int) -> list[tuple[NDArray[np.int32], NDArray[np.int8]]]:
+        """Tokens with the special ones around them, and which of the texts each is of."""
+        sides: list[str | tuple[str, str]] = [each[0] if len(each) == 1 else (each[0], each[1]) for each in texts]
+        return [
+            (np.asarray(encoding.ids, dtype=np.int32), np.asarray(encoding.type_ids, dtype=np.int8))
+            for encoding in self.tokenizer.frame(sides, max_len)
+        ]
+
+    def inputs(self, rows: Sequence[tuple[NDArray[np.int32], NDArray[np.int8]]]) -> Batch:
+        """``tokens``, ``valid``, and ``types`` of pairs, for models that know types."""
+        batch = sequences([tokens for tokens, _ in rows], self.tokenizer.pad)
+        return batch | ({"types": pad([types for _, types in rows], 0)} if self.data.pair and self.typed else {})
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """As :meth:`inputs`, with ``targets`` [B]: the numbers of the classes."""
+        targets = torch.tensor([example.target for example in examples])
+        return {**self.inputs([example[:2] for example in examples]), "targets": targets}
+
+    def lengths(self, values: Sequence[Labelled]) -> list[tuple[int, ...]]:
+        """Tokens of each example, special ones included, before anything is cut off."""
+        return [(len(tokens),) for tokens, _ in self.frame([value.texts for value in values], UNCUT)]
+
+    def example(self, value: Labelled) -> Batch:
+        """One example as a batch."""
+        return self.batch(self.encode([value]))
+
+    def pieces(self, name: str, row: Sequence[int], /) -> list[str]:
+        """The text of each token, or the name of each class."""
+        return [self.labels[number] for number in row] if name == "targets" else self.tokenizer.pieces(row)
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """What there is to learn from."""
+        return self.encode([*self.data.splits["train"]])
+
+    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Example]:
+        """The training batches."""
+        digest = xxhash.xxh3_64()
+        for example in self.examples:
+            digest.update(example.tokens.data)
+            digest.update(str(example.target).encode())
+        return Loader(
+            self.examples,
+            [(len(example.tokens),) for example in self.examples],
+            self.batch,
+            max_tokens=self.data.max_tokens,
+            seed=seed,
+            prepare=prepare,
+            identity=digest.hexdigest(),
+            num_workers=self.data.num_workers,
+            rank=rank,
+            world=world,
+        )
+
+    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
+        """The file, and the number in it of the first of a training batch's examples."""
+        number = int(rows[0])
+        if self.data.train and not self.data.valid:
+            number = original(number)
+        return f"{self.data.train or 'the phrases'}, example {number + 1}"
+
+    def validation(self) -> Sequence[Batch]:
+        """The held-out examples in batches of the same size as training's."""
+        return self._validation
+
+    @cached_property
+    def _validation(self) -> list[Batch]:
+        examples = self.encode(self.data.splits["valid"])
+        batches = plan([(len(example.tokens),) for example in examples], self.data.max_tokens)
+        return [self.batch([examples[i] for i in rows]) for rows in batches]
+
+    @torch.no_grad()
+    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - the classes tell more
+        """Accuracy and macro F1 on the held-out examples."""
+        device = next(model.parameters()).device
+        said, true = list[int](), list[int]()
+        for batch in self.validation():
+            inputs = {name: value.to(device) for name, value in batch.items() if name != "targets"}
+            said += model(**inputs).logits.argmax(dim=-1).tolist()
+            true += batch["targets"].tolist()
+        return compared(confusion(true, said, len(self.labels)))
+
+    def score(self, model: Any, examples: Sequence[Labelled], method: Pick | Beam = greedy) -> Scored:  # noqa: ARG002
+        """Accuracy and macro F1 on any examples. Raises InputError for none."""
+        some(examples)
+        outputs = [label for label, _ in self.classes(model, [example.texts for example in examples])]
+        table = self.confusion(examples, outputs)
+        return Scored(compared(table), {"accuracy": f"{int(table.trace()):,} of {len(examples):,}"}, outputs)
+
+    def confusion(self, examples: Sequence[Labelled], outputs: Sequence[str]) -> NDArray[np.int64]:
+        """[true class, said class] how often each was said of each. Raises DataError for a class that is not known."""
+        return confusion(self.numbers(example.label for example in examples), self.numbers(outputs), len(self.labels))
+
+    def numbers(self, labels: Iterable[str]) -> list[int]:
+        """The number of each class. Raises DataError for one that was not there to learn from."""
+        known = {label: number for number, label in enumerate(self.labels)}
+        found = [*labels]
+        for label in found:
+            if label not in known:
+                raise DataError(
+                    f"the class '{label}' is none of those learnt, {', '.join(self.labels)}{did_you_mean(label, known)}"
+                )
+        return [known[label] for label in found]
+
+    def predict(
+        self,
+        model: Any,
+        texts: Sequence[str],
+        method: Pick | Beam = greedy,  # noqa: ARG002
+        max_tokens: int | None = None,  # noqa: ARG002
+    ) -> Iterator[str]:
+        """The class of each text, in order; of a pair, write both texts with a tab between.
+
+        Args:
+            model: learnt with this tokenizer and these classes.
+            texts: any.
+            method: no matter here, nor ``max_tokens``: nothing is written.
+
+        Raises:
+            InputError: a text that is no pair where pairs were learnt from, or that is one where not.
+        """
+        for label, _ in self.classes(model, [self._sides(each) for each in texts]):
+            yield label
+
+    def _sides(self, text: str) -> tuple[str, ...]:
+        sides = tuple(text.split("\t")) if self.data.pair else (text,)
+        if len(sides) != (2 if self.data.pair else 1):
+            raise InputError(f"{text!r:.60}: expected two texts with a tab between, found {len(sides)}")
+        return sides
+
+    @torch.inference_mode()
+    def classes(self, model: Any, texts: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, dict[str, float]]]:
+        """The likeliest class of each text or pair, and the share of each class; the same alone as among others."""
+        if not texts:
+            return
+        self.typed = model.config.num_types > 1
+        packed, device = pack(model), next(model.parameters()).device
+        for first in range(0, len(texts), WINDOW):
+            rows = self.frame(texts[first : first + WINDOW], self.data.max_len)
+            found: list[list[float]] = [[]] * len(rows)
+            for numbers in plan([(len(tokens),) for tokens, _ in rows], self.data.max_tokens):
+                batch = {name: value.to(device) for name, value in self.inputs([rows[i] for i in numbers]).items()}
+                shares = packed(**batch).logits.float().softmax(dim=-1).tolist()
+                for i, row in zip(numbers, shares, strict=True):
+                    found[i] = row
+            for row in found:
+                yield self.labels[row.index(max(row))], dict(zip(self.labels, row, strict=True))
+
+    def show(self, batch: Batch) -> str:
+        """The first text of a batch, and its class."""
+        text = self.tokenizer.decode(batch["tokens"][0].tolist())
+        return f"{text!r}: {self.labels[int(batch['targets'][0])]}"
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer and the classes."""
+        self.tokenizer.save(folder)
+        with replacing(folder) as staged:
+            (staged / LABELS).write_text(json.dumps(self.labels, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def confusion(true: Sequence[int], said: Sequence[int], count: int) -> NDArray[np.int64]:
+    """[true class, said class] how often each was said of each."""
+    table = np.zeros((count, count), dtype=np.int64)
+    np.add.at(table, (np.asarray(true), np.asarray(said)), 1)
+    return table
+
+
+def compared(table: NDArray[np.int64]) -> dict[str, float]:
+    """Accuracy, and the mean over the classes of F1, those left out that neither occur nor are said."""
+    hits, of_each = table.diagonal(), table.sum(axis=0) + table.sum(axis=1)
+    occurring = of_each > 0
+    return {
+        "accuracy": float(hits.sum() / table.sum()),
+        "macro_f1": float((2 * hits[occurring] / of_each[occurring]).mean()),
+    }
