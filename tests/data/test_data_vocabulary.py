@@ -42,7 +42,6 @@ def gpt(folder):
     core = tokenizers.CharBPETokenizer(bert_normalizer=True, lowercase=True, split_on_whitespace_only=False)
     core.train_from_iterator(TEXTS, vocab_size=200, min_frequency=1, special_tokens=["<unk>"])
     core.save_model(str(folder))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<unk>"}))
     return transformers.OpenAIGPTTokenizerFast
 
 
@@ -50,6 +49,9 @@ def gpt(folder):
 def both(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vocabulary")
     reference = request.param(folder)
+    stated = {"tokenizer_class": reference.__name__, "eos_token": "<unk>"} if request.param is gpt else {}
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated))
+    (folder / "config.json").write_text(json.dumps({"model_type": request.param.__name__}))
     return Tokenizer.load(folder), reference.from_pretrained(folder)
 
 
@@ -73,7 +75,31 @@ def test_ids_and_offsets_are_the_references(both, one, other):
 def test_a_folder_without_any_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         Tokenizer.load(tmp_path)
-    (tmp_path / "vocab.json").write_text("[]")
-    (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(CheckpointError, match="not a readable"):
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "message"),
+    [
+        ("gpt2", {"vocab.json": "[]", "merges.txt": ""}, "expected an object"),
+        ("gpt2", {"vocab.json": '{"a": 0}', "merges.txt": "a b\n"}, "not a readable vocabulary"),
+        ("bert", {"vocab.txt": "a\nb\n"}, r"the vocabulary has no \[UNK\]"),
+        ("clip", {"vocab.json": '{"a": 0}', "merges.txt": ""}, "its vocabulary is for clip"),
+        ("bert", {"vocab.json": '{"a": 0}', "merges.txt": ""}, "another form than bert's"),
+    ],
+)
+def test_what_is_not_known_is_refused(tmp_path, kind, files, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    for name, said in files.items():
+        (tmp_path / name).write_text(said)
+    with pytest.raises(CheckpointError, match=message) as error:
         Tokenizer.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_added_tokens_are_added(tmp_path):
+    bert(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    size = len(Tokenizer.load(tmp_path))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[B]": size + 1, "[A]": size}))
+    assert len(Tokenizer.load(tmp_path)) == size + 2
+    assert Tokenizer.load(tmp_path).encode("[A][B]") == [size, size + 1]

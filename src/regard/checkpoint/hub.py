@@ -11,6 +11,9 @@ from regard.core.errors import CheckpointError, MissingExtra, nearest
 WANTED = ["*.safetensors", "*.json", "*.model", "*.spm", "vocab.txt", "merges.txt", "chat_template.jinja"]
 """What is downloaded of a repository: tensors, configurations, tokenizers. Pickles never are."""
 
+PARTS = ["[0-9]_*/config.json"]
+"""And of its folders: how sentence-transformers say what comes after the model."""
+
 
 def resolve(name: str | Path) -> Path:
     """The folder of a checkpoint, given as a folder or as ``organisation/name`` on the hub, ready to be read.
@@ -62,6 +65,7 @@ def _download(name: str) -> Path:
     except ImportError:
         raise MissingExtra(f"'{name}' is no folder here, and fetching it from the hub", "hub") from None
     try:
+        snapshot_download(name, allow_patterns=PARTS)
         return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"]))
     except RepositoryNotFoundError:
         reason = "the hub has no such repository, or it is private"

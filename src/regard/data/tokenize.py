@@ -26,6 +26,9 @@ PAD, BOS, EOS, UNK, MASK = "<pad>", "<s>", "</s>", "<unk>", "<mask>"
 PART = 1 << 16
 """About how many characters of a long text are encoded at once, on each core."""
 
+FRAMED, BEYOND = 256, 200
+"""How many texts are framed at once; and how many tokens stay behind a text's cut, so that none before it changes."""
+
 UNCUT = 1 << 30
 """A length that no text has."""
 
@@ -139,12 +142,32 @@ class Tokenizer:
 
         Raises:
             InputError: a text that is not Unicode.
+            ConfigError: there is room for special tokens alone.
         """
+        sides = max((1 if isinstance(text, str) else 2 for text in texts), default=1)
+        special = self._core.num_special_tokens_to_add(sides == 2)
+        if max_len < special + sides:
+            raise ConfigError(f"max_len {max_len} has no room for text beside {special} special tokens")
+        core = self._framing(max_len, "longest_first", 0)
+        found = list[tokenizers.Encoding]()
         try:
-            return self._framing(max_len, "longest_first", 0).encode_batch(texts, add_special_tokens=True)
+            for first in range(0, len(texts), FRAMED):  # the library keeps what it cuts off until all are done
+                window = [self._shortened(text, max_len) for text in texts[first : first + FRAMED]]
+                found += core.encode_batch(window, add_special_tokens=True)
+            return found
         except TypeError:
             sides = [side for text in texts for side in (text if isinstance(text, tuple) else (text,))]
             raise InputError(f"cannot encode {_not_text(sides)}: expected Unicode text") from None
+
+    def _shortened(self, text: str | tuple[str, str], max_len: int) -> str | tuple[str, str]:
+        """A text, or each of two, without most of what would be cut off: enough stays for no token to be another."""
+        if not isinstance(text, str):
+            first, second = text
+            return str(self._shortened(first, max_len)), str(self._shortened(second, max_len))
+        if len(text) <= 2 * max_len:
+            return text
+        offsets = self._core.encode(text, add_special_tokens=False).offsets
+        return text[: offsets[max_len + BEYOND][1]] if len(offsets) > max_len + BEYOND else text
 
     def overlapping(
         self, first: str, second: str, max_first: int, max_len: int, stride: int

@@ -12,35 +12,64 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from regard.checkpoint.files import read_json
 from regard.core.errors import CheckpointError
 
-WORDPIECE, VOCABULARY, MERGES = "vocab.txt", "vocab.json", "merges.txt"
+WORDPIECE, VOCABULARY, MERGES, ADDED = "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json"
+
+KINDS = {
+    **dict.fromkeys(("bert", "distilbert", "electra"), "bert"),
+    **dict.fromkeys(("gpt2", "gptneo"), "gpt2"),
+    **dict.fromkeys(("roberta", "bart"), "roberta"),
+    "openaigpt": "gpt",
+}
+"""Which rules a tokenizer follows, by the name of its class or the type of its model, in small letters alone."""
 
 
 def from_vocabulary(folder: Path, stated: Mapping[str, Any]) -> tokenizers.Tokenizer | None:
     """The tokenizer that a folder's vocabulary makes, or None where there is none.
 
-    ``vocab.txt`` is BERT's; ``vocab.json`` with ``merges.txt`` is GPT's where pieces end words in ``</w>``, RoBERTa's
-    and BART's where there are ``<s>`` and ``</s>``, and else GPT-2's.
-
     Args:
-        folder: of a checkpoint.
+        folder: of a checkpoint: with ``vocab.txt`` (BERT's), or ``vocab.json`` and ``merges.txt`` (GPT's, GPT-2's,
+            RoBERTa's and BART's). Which rules go with it, ``tokenizer_class`` or the checkpoint's ``model_type`` says.
         stated: what tokenizer_config.json says.
 
     Raises:
-        CheckpointError: a file that is not readable.
+        CheckpointError: a file that is not readable, or a tokenizer of another kind.
     """
+    wordpiece = (folder / WORDPIECE).is_file()
+    if not wordpiece and not ((folder / VOCABULARY).is_file() and (folder / MERGES).is_file()):
+        return None
+    kind = _kind(folder, stated)
+    if (kind == "bert") != wordpiece:
+        raise CheckpointError(f"{folder}: a vocabulary of another form than {kind}'s; a tokenizer.json would say all")
     try:
-        if (folder / WORDPIECE).is_file():
-            return _bert(folder, stated)
-        if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
-            return _bpe(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}: not a readable vocabulary ({error})") from None
-    return None
+        core = _bert(folder, stated) if wordpiece else _bpe(folder, stated, kind)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library raises no narrower type
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: not a readable vocabulary ({reason})") from None
+    if (folder / ADDED).is_file():
+        added = read_json(folder / ADDED)
+        core.add_tokens(sorted(added, key=added.__getitem__))
+    return core
+
+
+def _kind(folder: Path, stated: Mapping[str, Any]) -> str:
+    """Whose rules a folder's tokenizer follows. Raises CheckpointError where that is not said, or not known here."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    said = str(stated.get("tokenizer_class") or config.get("model_type") or "nothing")
+    name = said.removesuffix("Fast").removesuffix("Tokenizer").lower().replace("-", "").replace("_", "")
+    if name not in KINDS:
+        raise CheckpointError(
+            f"{folder}: its vocabulary is for {said}, and without a tokenizer.json only those of "
+            f"{', '.join(KINDS)} are known"
+        )
+    return KINDS[name]
 
 
 def _bert(folder: Path, stated: Mapping[str, Any]) -> tokenizers.Tokenizer:
     pieces = (folder / WORDPIECE).read_text(encoding="utf-8").split("\n")
     vocabulary = {piece: number for number, piece in enumerate(pieces) if piece or number + 1 < len(pieces)}
+    _need(folder, vocabulary, "[UNK]", "[CLS]", "[SEP]")
     core = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     core.normalizer = normalizers.BertNormalizer(
         lowercase=stated.get("do_lower_case", True),
@@ -58,18 +87,22 @@ def _bert(folder: Path, stated: Mapping[str, Any]) -> tokenizers.Tokenizer:
     return core
 
 
-def _bpe(folder: Path) -> tokenizers.Tokenizer:
+def _bpe(folder: Path, stated: Mapping[str, Any], kind: str) -> tokenizers.Tokenizer:
     vocabulary = read_json(folder / VOCABULARY)
+    if not isinstance(vocabulary, dict):
+        raise CheckpointError(f"{folder / VOCABULARY}: expected an object")
     lines = (folder / MERGES).read_text(encoding="utf-8").split("\n")
     merges = [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines if line and "#version" not in line]
-    if "." in vocabulary and ".</w>" in vocabulary:
-        return _gpt(vocabulary, merges)
+    if kind == "gpt":
+        return _gpt(folder, vocabulary, merges)
+    spaced = bool(stated.get("add_prefix_space", False))
     core = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     core.decoder = decoders.ByteLevel()
-    if "<s>" in vocabulary and "</s>" in vocabulary:
+    if kind == "roberta":
+        _need(folder, vocabulary, "<s>", "</s>")
         core.post_processor = processors.RobertaProcessing(
-            ("</s>", vocabulary["</s>"]), ("<s>", vocabulary["<s>"]), trim_offsets=True, add_prefix_space=False
+            ("</s>", vocabulary["</s>"]), ("<s>", vocabulary["<s>"]), trim_offsets=True, add_prefix_space=spaced
         )
     else:
         core.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -81,12 +114,19 @@ def _bpe(folder: Path) -> tokenizers.Tokenizer:
     return core
 
 
-def _gpt(vocabulary: dict[str, int], merges: list[Any]) -> tokenizers.Tokenizer:
+def _gpt(folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    _need(folder, vocabulary, "<unk>")
     core = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, unk_token="<unk>", end_of_word_suffix="</w>", fuse_unk=False)
     )
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.BPEDecoder(suffix="</w>")
-    core.add_special_tokens([name for name in ("<unk>",) if name in vocabulary])
+    core.add_special_tokens(["<unk>"])
     return core
+
+
+def _need(folder: Path, vocabulary: Mapping[str, int], *names: str) -> None:
+    for name in names:
+        if name not in vocabulary:
+            raise CheckpointError(f"{folder}: the vocabulary has no {name}")

@@ -30,8 +30,8 @@ from regard.tasks.language import Language, PlainText
 from regard.tasks.translate import ParallelText, Translate
 
 SAMPLES, PICTURES = 24, 4
-WRITTEN, BEGUN = 4, 8
-"""How many texts a language model goes on with, and after how many words of each."""
+WRITTEN = 4
+"""How many texts a language model goes on with."""
 
 LEAST, MOST = 5, 24
 """Tokens on each side of a text that makes a picture worth looking at and still readable."""
@@ -192,7 +192,7 @@ def confusion_of(task: Classify, examples: Sequence[Labelled], outputs: Sequence
 def write_some(task: Language, model: nn.Module) -> list[tuple[str, str]]:
     """Beginnings of held-out texts, with what the model goes on to write, drawn at a temperature of 0.8."""
     texts = (task.data.splits["test"] or task.data.splits["valid"])[:WRITTEN]
-    beginnings = [" ".join(text.split(" ", BEGUN)[:BEGUN]) for text in texts]
+    beginnings = [task.prompt(text) for text in texts]
     draw = sample(0)
     answers = task.predict(model, beginnings, lambda logits, rows, count: draw(logits / 0.8, rows, count))
     return list(zip(beginnings, answers, strict=True))

@@ -307,7 +307,7 @@ def keymap(config: BertConfig) -> list[Rule]:
     constants = [
         Rule(f"{where}embeddings.position_ids", (), Constant(lambda: places)) for where in ("", f"{words.trunk}.")
     ]
-    rules, again = (named, []) if config.head else (trunk, named)
+    rules, again = (named, trunk) if config.head else (trunk, named)
     rules = [*rules, *_masked(config, words)]
     rules += [rule for ours, theirs in own.items() for rule in _pair(theirs, ours)]
     old = [replace(rule, theirs=_old(rule.theirs)) for rule in (*rules, *again) if _old(rule.theirs) != rule.theirs]

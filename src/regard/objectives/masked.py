@@ -88,7 +88,8 @@ def choose(units: Int[Tensor, "B S"], share: float, rng: torch.Generator) -> Boo
     keys = noise.gather(1, units.clamp(min=0)).masked_fill(~placed, 2.0)  # all places of a unit have its key
     order = keys.argsort(dim=1, stable=True)
     ordered = units.gather(1, order)
-    sizes = (ordered[:, :, None] == ordered[:, None, :]).sum(dim=2)  # how many places each one's unit has
+    counts = torch.zeros_like(units).scatter_add(1, units.clamp(min=0), placed.to(units.dtype))
+    sizes = counts.gather(1, ordered.clamp(min=0))  # how many places each one's unit has
     first = torch.ones_like(placed)
     first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     before = torch.where(first, torch.arange(length), 0).cummax(dim=1).values  # places of the units drawn earlier

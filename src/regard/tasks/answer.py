@@ -393,14 +393,11 @@ def likeliest(
     starts: NDArray[np.float32], ends: NDArray[np.float32], longest: int, count: int
 ) -> list[tuple[float, int, int]]:
     """The best spans of at most ``longest`` places: score, first and last place. Not the one that stands for none."""
-    size = len(starts)
-    table = starts[:, None] + ends[None, :]
-    places = np.arange(size)
-    ahead = places[None, :] - places[:, None]
-    table[(ahead < 0) | (ahead >= longest)] = -np.inf
+    beyond = np.full(longest - 1, -np.inf, dtype=ends.dtype)
+    table = starts[:, None] + np.lib.stride_tricks.sliding_window_view(np.concatenate([ends, beyond]), longest)
     table[NOWHERE] = -np.inf
     best = np.argpartition(-table, min(count, table.size - 1), axis=None)[:count].tolist()
-    spans = [(float(table.flat[i]), i // size, i % size) for i in best]
+    spans = [(float(table.flat[i]), i // longest, i // longest + i % longest) for i in best]
     return sorted((span for span in spans if np.isfinite(span[0])), key=lambda span: (-span[0], *span[1:]))
 
 

@@ -111,13 +111,16 @@ class LabelledText:
     def open(self, folder: Path | None = None) -> Classify:
         """The task, with the tokenizer and classes in ``folder``, or with those that this data asks for."""
         if folder is None:
-            return self.learn(self.splits["train"])
+            splits = self.splits
+            learnt = self.learn(splits["train"])
+            known = learnt.labels if self.labels or self.valid else labels_of([*splits["train"], *splits["valid"]])
+            return Classify(self, learnt.tokenizer, known)
         return Classify(self, Tokenizer.load(folder), tuple(read_json(folder / LABELS)))
 
     def learn(self, examples: Iterable[Labelled]) -> Classify:
         """The task, with the tokenizer named, or one trained on these texts, and their classes. Raises DataError."""
         examples = [*examples]
-        labels = self.labels or tuple(sorted({example.label for example in examples}))
+        labels = self.labels or labels_of(examples)
         if len(labels) < 2:
             raise DataError(f"{self.train}: all examples are of the class '{labels[0]}'; there must be two or more")
         if self.tokenizer:
@@ -162,6 +165,11 @@ class LabelledText:
 
 
 DATA = LabelledText
+
+
+def labels_of(examples: Iterable[Labelled]) -> tuple[str, ...]:
+    """The classes that occur, in alphabetical order."""
+    return tuple(sorted({example.label for example in examples}))
 
 
 def languages() -> Splits[Labelled]:
@@ -312,7 +320,8 @@ class Classify:
         for label in found:
             if label not in known:
                 raise DataError(
-                    f"the class '{label}' is none of those learnt, {', '.join(self.labels)}{did_you_mean(label, known)}"
+                    f"the class '{label}' is none of those learnt, {', '.join(self.labels)}"
+                    f"{did_you_mean(label, known)}; data.labels may name more"
                 )
         return [known[label] for label in found]
 

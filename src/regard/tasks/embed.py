@@ -19,13 +19,13 @@ from regard.checkpoint.files import inside, read_json
 from regard.core.errors import ConfigError, InputError
 from regard.data.collate import sequences
 from regard.data.loader import plan
-from regard.data.tokenize import Tokenizer
+from regard.data.tokenize import UNCUT, Tokenizer
 
 PoolingName = Literal["mean", "first", "last", "max"]
 
 PUBLISHED: dict[str, PoolingName] = {
     "mean_tokens": "mean", "cls_token": "first", "lasttoken": "last", "max_tokens": "max",
-    "mean": "mean", "cls": "first", "max": "max",
+    "mean": "mean", "cls": "first", "last": "last", "max": "max",
 }  # fmt: skip
 """What published folders call a pooling, older ones as ``pooling_mode_...: true``."""
 
@@ -41,11 +41,17 @@ class Pooling:
         how: their mean, the first one's, the last one's, or the largest of each feature.
         normalize: whether vectors are made to have length 1, so that products are cosines.
         max_len: tokens that are read of a text, special ones included; None = as many as the model has positions for.
+        prompt: what is put before each text.
+        question: what is put before each question instead, where texts are searched for.
+        lower: whether texts are read in lower case.
     """
 
     how: PoolingName = "mean"
     normalize: bool = True
     max_len: int | None = None
+    prompt: str = ""
+    question: str = ""
+    lower: bool = False
 
     def __post_init__(self) -> None:
         if self.how not in get_args(PoolingName):
@@ -80,23 +86,50 @@ class Pooling:
         if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
             raise ConfigError(f"{folder / 'modules.json'}: expected a list of objects")
         places = {str(part.get("type")).rpartition(".")[2]: str(part.get("path", "")) for part in parts}
+        if places.get("Transformer"):
+            raise ConfigError(
+                f"{folder / 'modules.json'}: the model is in {places['Transformer']}; only beside it is supported"
+            )
         if unknown := set(places) - {"Transformer", "Pooling", "Normalize"}:
             raise ConfigError(f"{folder / 'modules.json'}: the part {unknown.pop()} is not supported")
         how = _pooling(inside(inside(folder, places["Pooling"]), "config.json")) if "Pooling" in places else "mean"
-        about = inside(folder, "sentence_bert_config.json")
-        length = read_json(about).get("max_seq_length") if about.exists() else None
-        return cls(how, normalize="Normalize" in places, max_len=length)
+        about, prompts = (
+            _object(folder, "sentence_bert_config.json"),
+            _object(folder, "config_sentence_transformers.json"),
+        )
+        known = prompts.get("prompts") or {}
+        own = known.get(prompts.get("default_prompt_name"), "")
+        limits = (about.get("max_seq_length"), _object(folder, "tokenizer_config.json").get("model_max_length"))
+        return cls(
+            how,
+            normalize="Normalize" in places,
+            max_len=next((int(limit) for limit in limits if limit and limit < UNCUT), None),
+            prompt=own,
+            question=known.get("query", own),
+            lower=bool(about.get("do_lower_case")),
+        )
+
+
+def _object(folder: Path, name: str) -> dict[str, Any]:
+    """What a file of the folder says; nothing where there is none."""
+    path = inside(folder, name)
+    value = read_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object")
+    return value
 
 
 def _pooling(path: Path) -> PoolingName:
     """Which pooling a published file says. Raises ConfigError for several, or for one that is not here."""
-    config = read_json(path)
+    config = _object(path.parent, path.name)
+    if not config.get("include_prompt", True):
+        raise ConfigError(f"{path}: pooling without the prompt is not supported")
     said = config.get("pooling_mode")
-    names = [said] if said else [
+    names = [str(said)] if said else [
         name.removeprefix("pooling_mode_") for name, on in config.items() if name.startswith("pooling_mode_") and on
     ]  # fmt: skip
     if len(names) != 1 or names[0] not in PUBLISHED:
-        raise ConfigError(f"{path}: pooling by {', '.join(map(str, names)) or 'nothing'} is not supported")
+        raise ConfigError(f"{path}: pooling by {', '.join(names) or 'nothing'} is not supported")
     return PUBLISHED[names[0]]
 
 
@@ -129,16 +162,19 @@ class Embedder:
         return cls(model, Tokenizer.load(place), Pooling.read(place))
 
     @torch.inference_mode()
-    def embed(self, texts: Sequence[str]) -> Float[Tensor, "N E"]:
+    def embed(self, texts: Sequence[str], *, prompt: str | None = None) -> Float[Tensor, "N E"]:
         """The vector of each text; a text is cut at ``max_len`` tokens. The same alone as among others.
+
+        Args:
+            texts: any.
+            prompt: what is put before each of them; as the pooling says unless given.
 
         Raises:
             InputError: one text where a list of texts belongs, a text that is not Unicode, or one without any token.
         """
         if isinstance(texts, str):
             raise InputError("embed takes a list of texts, and this is one text: write [text]")
-        framed = self.tokenizer.frame(texts, self.max_len)
-        rows = [encoding.ids for encoding in framed]
+        rows = [encoding.ids for encoding in self.tokenizer.frame(self._read(texts, prompt), self.max_len)]
         if not rows:
             raise InputError("there are no texts to embed")
         if [] in rows:
@@ -148,6 +184,14 @@ class Embedder:
         found = torch.empty_like(vectors)
         found[torch.from_numpy(np.concatenate(batches)).to(self.device)] = vectors
         return found
+
+    def _read(self, texts: Sequence[str], prompt: str | None) -> Sequence[str]:
+        """The texts as the model reads them."""
+        before = self.pooling.prompt if prompt is None else prompt
+        if not all(isinstance(text, str) for text in texts):
+            return texts  # which the tokenizer will say
+        whole = [before + text for text in texts]
+        return [text.lower() for text in whole] if self.pooling.lower else whole
 
     def _vectors(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B E"]:
         batch = {name: value.to(self.device) for name, value in sequences(rows, self.tokenizer.pad).items()}

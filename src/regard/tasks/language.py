@@ -337,7 +337,10 @@ class Language:
 
     def prompt(self, text: str) -> str:
         """What :meth:`predict` may be asked of a text, to see how the model does: its beginning."""
-        return " ".join(text.split()[:BEGINNING])
+        words = " ".join(text.split()[:BEGINNING])
+        tokens = self.tokenizer.encode(words)
+        most = self.data.seq_len // 2
+        return words if len(tokens) <= most else self.tokenizer.decode(tokens[:most])
 
     def show(self, batch: Batch) -> str:
         """The first row of a batch."""

@@ -92,6 +92,9 @@ class MaskedLanguage(Language):
         super().__init__(data, tokenizer.with_mask())
         self.before, self.after = tokenizer.around
         self.start, self.end = [], []  # special tokens go around each piece, and not around each text
+        self.room = data.seq_len - len(self.before) - len(self.after)
+        if self.room < 1:
+            raise ConfigError(f"data.seq_len {data.seq_len} has no room for a token between the special ones")
 
     def configure(self, model: Any) -> Any:
         """As :meth:`Language.configure`, with the head that says hidden tokens."""
@@ -101,14 +104,15 @@ class MaskedLanguage(Language):
 
     def rows(self, corpus: Any) -> Any:
         """The texts in pieces that leave room for the special tokens."""
-        return Pieces(corpus.columns["text"], self.data.seq_len - len(self.before) - len(self.after))
+        return Pieces(corpus.columns["text"], self.room)
 
     def batch(self, rows: Sequence[Any]) -> Batch:
         """``tokens``, ``valid`` and ``words``: which word each token is of, -1 for special tokens and padding."""
         read = [np.concatenate([self.before, row, self.after]).astype(np.int64) for row in rows]
         begins = self.tokenizer.begins_word
         words = [
-            np.concatenate([[-1] * len(self.before), np.cumsum(begins[row]), [-1] * len(self.after)]) for row in rows
+            np.concatenate([[-1] * len(self.before), np.cumsum(begins[row]) - begins[row[0]], [-1] * len(self.after)])
+            for row in rows
         ]
         return sequences(read, self.tokenizer.pad) | {"words": pad([each.astype(np.int64) for each in words], -1)}
 
@@ -122,12 +126,16 @@ class MaskedLanguage(Language):
         return {"log_likelihood": -nll, "perplexity": float(np.exp(min(nll, 700.0)))}
 
     def score(self, model: nn.Module, examples: Sequence[str], method: Pick | Beam = greedy) -> Scored:  # noqa: ARG002
-        """As :meth:`metrics`, on any texts, of which always the same tokens are hidden. Raises InputError for none."""
+        """As :meth:`metrics`, on any texts, of which always the same tokens are hidden. Raises InputError for none.
+
+        They are hidden as in the paper, also if the model learnt with others hidden: so models compare.
+        """
         some(examples)
         hide = Masked().of(self.tokenizer).prepare
         batches = [hide(batch, torch.Generator().manual_seed(i)) for i, batch in enumerate(self.batches(examples))]
         nll, count = likelihood(model, batches)
-        return Scored(self.metrics(model, nll / count), {"log_likelihood": f"of {count:,} hidden tokens"})
+        notes = {"log_likelihood": f"of {count:,} hidden tokens, {Masked().share:.0%} of all"}
+        return Scored(self.metrics(model, nll / count), notes)
 
     @torch.inference_mode()
     def predict(
@@ -160,10 +168,11 @@ class MaskedLanguage(Language):
         yield from found
 
     def prompt(self, text: str) -> str:
-        """The beginning of a text, with a mask in the place of the word in its middle."""
-        words = super().prompt(text).split()
-        words[len(words) // 2] = str(self.tokenizer.name("mask"))
-        return " ".join(words)
+        """The beginning of a text, with a mask in the place of the token in its middle."""
+        tokens = self.tokenizer.encode(super().prompt(text))
+        middle = len(tokens) // 2
+        before, after = self.tokenizer.decode_batch([tokens[:middle], tokens[middle + 1 :]])
+        return f"{before} {self.tokenizer.name('mask')} {after}".strip()
 
     def _masked(self, number: int, text: str, most: int) -> list[int]:
         """The tokens of a text in which masks are meant."""
@@ -172,7 +181,8 @@ class MaskedLanguage(Language):
         if not firsts:
             raise InputError(f"text {number} has no {mask} in it, which marks what is to be said")
         row = [*self.before]
-        for part in self.tokenizer.encode_batch([part.rstrip() for part in firsts]):  # a token may hold its blank
+        blanks = "" if self.tokenizer.begins_word.all() else None  # else a token holds the blank before it, if any
+        for part in self.tokenizer.encode_batch([part.rstrip(blanks) for part in firsts]):
             row += [*part, self.tokenizer.mask or 0]
         row += [*self.tokenizer.encode(last), *self.after]
         if len(row) > most:

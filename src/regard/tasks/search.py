@@ -9,6 +9,7 @@ import torch
 import xxhash
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from regard.checkpoint.files import load_tensors, replacing, save_tensors
 from regard.checkpoint.keymap import bits
@@ -35,7 +36,7 @@ class Search:
     """Texts, and their vectors.
 
     Args:
-        embedder: makes the vectors, of texts and of questions; they should have length 1.
+        embedder: makes the vectors, of texts and of questions.
         texts: to search in.
         vectors: of the texts, where they are known already; else they are made now.
     """
@@ -44,7 +45,7 @@ class Search:
         if not texts:
             raise InputError("there are no texts to search in")
         self.embedder, self.texts = embedder, texts
-        self.vectors = embed_all(embedder, texts) if vectors is None else vectors
+        self.vectors = F.normalize(embed_all(embedder, texts) if vectors is None else vectors, dim=-1)
 
     @classmethod
     def cached(cls, embedder: Embedder, texts: Sequence[str]) -> Search:
@@ -59,7 +60,8 @@ class Search:
 
     def find(self, question: str, count: int = 10) -> list[Found]:
         """The ``count`` texts nearest to the question, the nearest first; of equals, the first."""
-        scores = self.vectors @ self.embedder.embed([question])[0]
+        asked = self.embedder.embed([question], prompt=self.embedder.pooling.question)
+        scores = self.vectors @ F.normalize(asked[0], dim=0)
         best = scores.sort(descending=True, stable=True)
         pairs = zip(best.values[:count].tolist(), best.indices[:count].tolist(), strict=True)
         return [Found(score, number, self.texts[number]) for score, number in pairs]

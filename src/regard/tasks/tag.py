@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +38,9 @@ from regard.generate.decode import Pick, greedy
 from regard.tasks.task import Prepare, Scored, some, vocabulary
 
 LABELS = "labels.json"
+
+SCHEME = re.compile(r"O|[BIES](-.*)?")
+"""A tag that says where in a span its word is."""
 
 WINDOW = 512
 """How many sentences wait for each other, so that those of like length are read together."""
@@ -109,13 +113,16 @@ class TaggedText:
     def open(self, folder: Path | None = None) -> Tag:
         """The task, with the tokenizer and tags in ``folder``, or with those that this data asks for."""
         if folder is None:
-            return self.learn(self.splits["train"])
+            splits = self.splits
+            learnt = self.learn(splits["train"])
+            known = learnt.labels if self.labels or self.valid else labels_of([*splits["train"], *splits["valid"]])
+            return Tag(self, learnt.tokenizer, known)
         return Tag(self, Tokenizer.load(folder), tuple(read_json(folder / LABELS)))
 
     def learn(self, examples: Iterable[Sentence]) -> Tag:
         """The task, with the tokenizer named, or one trained on these sentences, and with their tags."""
         examples = [*examples]
-        labels = self.labels or tuple(sorted({tag for example in examples for tag in example.tags}))
+        labels = self.labels or labels_of(examples)
         if self.tokenizer:
             return Tag(self, Tokenizer.load(self.tokenizer), labels)
         read = (" ".join(example.words) for example in examples)
@@ -145,6 +152,11 @@ class TaggedText:
 
 
 DATA = TaggedText
+
+
+def labels_of(examples: Iterable[Sentence]) -> tuple[str, ...]:
+    """The tags that occur, in alphabetical order."""
+    return tuple(sorted({tag for example in examples for tag in example.tags}))
 
 
 def mixed_phrases() -> Splits[Sentence]:
@@ -199,7 +211,8 @@ class Tag:
         for tag in chain.from_iterable(example.tags for example in examples):
             if tag not in known:
                 raise DataError(
-                    f"the tag '{tag}' is none of those learnt, {', '.join(self.labels)}{did_you_mean(tag, known)}"
+                    f"the tag '{tag}' is none of those learnt, {', '.join(self.labels)}{did_you_mean(tag, known)}; "
+                    "data.labels may name more"
                 )
         pieces = []
         for example, cuts in zip(examples, self.cut([example.words for example in examples]), strict=True):
@@ -364,13 +377,14 @@ def spans(tags: Sequence[str]) -> list[Span]:
     """The spans that tags mark: ``B-`` begins one, ``I-`` goes on, or begins one where there is none of its kind.
 
     ``E-`` and ``S-`` end one, where tags have them. So the program that scored the CoNLL shared tasks reads tags (Tjong
-    Kim Sang & Buchholz 2000), whichever of the usual schemes they are of.
+    Kim Sang & Buchholz 2000), whichever of the usual schemes they are of. A tag of none, such as a part of speech, is a
+    span of its own.
     """
     found = list[Span]()
     start, before = 0, "O"
     open_kind: str | None = None
     for place, tag in enumerate([*tags, "O"]):
-        mark, _, kind = tag.partition("-") if "-" in tag else (tag[:1], "", "_")
+        mark, kind = (tag[0], tag[2:]) if SCHEME.fullmatch(tag) else ("S", tag)
         inside = mark in ("I", "E") and before not in ("O", "E", "S") and kind == open_kind
         if open_kind is not None and not inside:
             found.append(Span(open_kind, start, place))

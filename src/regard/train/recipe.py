@@ -34,9 +34,6 @@ class Recipe:
     Attributes:
         model: a family's configuration; a ``vocab_size`` of 0 is filled in from the data.
         data: what to learn from; its type names the task.
-        start: a checkpoint to begin with the weights of; ``model`` is its configuration then (:func:`starting`).
-        missing: what that may lack: ``head`` takes its trunk and draws the head anew where it has another; None = all
-            is there.
         objective: how a batch becomes a loss.
         optimizer: which, and its constants.
         schedule: the learning rate as a function of the step.
@@ -63,12 +60,13 @@ class Recipe:
         max_minutes: stop, validated and saved, when training has taken this long; None = never.
         track: where the log goes besides its file: ``tensorboard``, ``wandb``.
         seed: of weights, data order and dropout.
+        start: a checkpoint to begin with the weights of; ``model`` is its configuration then (:func:`starting`).
+        missing: what that may lack: ``head`` takes its trunk and draws the head anew where it has another; None = all
+            is there.
     """
 
     model: Any
     data: Data
-    start: str | None = None
-    missing: Missing | None = None
     objective: Objective = field(default_factory=Supervise)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -90,6 +88,8 @@ class Recipe:
     max_minutes: float | None = None
     track: tuple[TrackerName, ...] = ()
     seed: int = 0
+    start: str | None = None
+    missing: Missing | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "accumulate", "log_every", "valid_every"):
