@@ -10,7 +10,7 @@ import regard
 from regard.checkpoint.keymap import same_bits
 from regard.checkpoint.load import tensors_of
 from regard.core.errors import CheckpointError, ConfigError
-from regard.models.bert import BertConfig
+from regard.models.bert import FAMILY, BertConfig
 from regard.models.gpt2 import GPT2Config
 
 SIZES = {"vocab_size": 30, "embed_dim": 8, "ffn_dim": 16, "num_heads": 2, "num_layers": 2, "max_seq_len": 12}
@@ -78,6 +78,16 @@ def test_a_trunk_that_does_not_fit_stays_an_error(tmp_path, damage):
     with pytest.raises(CheckpointError) as error:
         regard.load(folder, missing="head", **CLASSES)
     assert "takes all else" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", ["bert-base", "roberta-base", "distilbert-base", "albert-base", "electra-small"])
+def test_a_published_trunk_without_a_head_takes_any(tmp_path, size):
+    model = regard.build(FAMILY.tiny(FAMILY.sizes[size]), seed=3)
+    regard.save(model, tmp_path, layout="hf")
+    for head in ("masked_lm", "answer"):
+        assert all(shared(model, regard.load(tmp_path, head=head, missing="head")).values())
+    for head in ("classify", "tag"):
+        assert all(shared(model, regard.load(tmp_path, head=head, labels=["a", "b"], missing="head")).values())
 
 
 def test_what_the_checkpoint_has_of_the_head_is_taken(tmp_path):

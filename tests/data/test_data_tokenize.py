@@ -25,6 +25,21 @@ def bpe():
     return train_tokenizer("bpe", TEXTS, 300)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+def test_what_is_cut_off_changes_nothing_before_it(kind):
+    tokenizer = train_tokenizer(kind, TEXTS, 300, framed=True)
+    long = " ".join(TEXTS * 40)
+    whole = tokenizer.frame([long, (long, long)], 1 << 20)
+    cut = tokenizer.frame([long, (long, long), "short"] * 300, 20)
+    assert cut[0].ids == [*whole[0].ids[:19], tokenizer.eos]
+    assert len(cut) == 900
+    assert cut[897].ids == cut[0].ids
+    assert len(cut[1].ids) == 20
+    first = whole[1].ids[1:]
+    assert cut[1].ids[1:9] == first[:8]
+    assert len(cut[0].overflowing) < 20 < len(whole[0].ids) / 20
+
+
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 hostile = st.lists(any_text | st.sampled_from(["</s>", "<s>", "<pad>", " ", "\r\n", "\ufffd", "日本"])).map("".join)
 

@@ -129,6 +129,16 @@ def test_one_class_is_too_few(tmp_path):
         LabelledText(train=str(tmp_path / "a.tsv")).open()
 
 
+def test_classes_that_are_only_held_out_are_known(tmp_path):
+    (tmp_path / "a.tsv").write_text("".join(f"{'rare' if i % 20 == 0 else 'ab'[i % 2]}\tfilm\n" for i in range(60)))
+    assert LabelledText(train=str(tmp_path / "a.tsv")).open().labels == ("a", "b", "rare")
+
+
+def test_no_room_for_text_is_refused(tokenizer):
+    with pytest.raises(ConfigError, match="max_len 2 has no room for text beside 2 special tokens"):
+        Classify(LabelledText(max_len=2), tokenizer, ("bad", "good")).example(Labelled(("good",), "good"))
+
+
 def test_a_class_that_was_not_learnt_is_named(task):
     with pytest.raises(DataError, match=r"the class 'godo' is none of those learnt, bad, good \(did you mean 'good'"):
         task.encode([Labelled(("film",), "godo")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -70,8 +71,6 @@ def by_hand(folder, embedder, texts, how, normalize, max_len):
     [("mean", True, None), ("first", False, 8), ("last", True, 5), ("max", False, None)],
 )
 def test_published_poolings_are_the_references(folder, tmp_path, how, normalize, max_len, newer):
-    import shutil
-
     place = shutil.copytree(folder, tmp_path / "model")
     published(place, how, normalize=normalize, max_len=max_len, newer=newer)
     embedder = Embedder.load(place)
@@ -107,8 +106,6 @@ def test_what_is_no_list_of_texts_is_refused(folder, texts, message):
 
 
 def test_parts_that_are_not_known_are_refused(folder, tmp_path):
-    import shutil
-
     place = shutil.copytree(folder, tmp_path / "model")
     published(place, "mean")
     parts = [
@@ -137,6 +134,23 @@ def test_search_finds_a_text_by_itself_and_orders_the_others(folder, tmp_path, m
         assert [each.number for each in found] == expected.indices[:3].tolist()
         assert [each.score for each in found] == pytest.approx(expected.values[:3].tolist(), abs=1e-6)
     assert len(search.find("cat", count=100)) == len(texts)
+
+
+def test_scores_are_cosines_and_questions_have_their_prompt(folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "model")
+    published(place, "mean", normalize=False)
+    said = {"prompts": {"query": "the ", "passage": "on "}, "default_prompt_name": "passage"}
+    (place / "config_sentence_transformers.json").write_text(json.dumps(said))
+    (place / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20, "do_lower_case": True}))
+    embedder = Embedder.load(place)
+    assert embedder.pooling == Pooling("mean", False, 20, prompt="on ", question="the ", lower=True)
+    texts = ["CAT", "dog mat"]
+    vectors = embedder.embed(texts)
+    torch.testing.assert_close(vectors, embedder.embed(["on cat", "on dog mat"], prompt=""))
+    asked = embedder.embed(["the so"], prompt="")
+    expected = torch.cosine_similarity(vectors, asked)
+    found = Search(embedder, texts).find("so")
+    assert {each.number: each.score for each in found} == pytest.approx(dict(enumerate(expected.tolist())), abs=1e-6)
 
 
 def test_vectors_are_kept_under_what_decides_them(folder, tmp_path, monkeypatch):

@@ -68,6 +68,18 @@ def test_what_does_not_fit_is_refused(task):
         Masked().of(bare)
 
 
+@pytest.mark.parametrize("text", ["one two three", "語" * 500, "word"])
+def test_a_prompt_can_be_asked_whatever_the_text(task, text):
+    model = regard.build(task.configure(TINY)).eval()
+    assert task.prompt(text).count("<mask>") == 1
+    assert len([*task.predict(model, [task.prompt(text)])]) == 1
+
+
+def test_pieces_need_room(task):
+    with pytest.raises(ConfigError, match=r"data\.seq_len 2 has no room for a token"):
+        MaskedLanguage(MaskedText(seq_len=2), task.tokenizer)
+
+
 def test_every_batch_of_an_epoch_hides_other_tokens(task, monkeypatch):
     monkeypatch.setattr(MaskedText, "splits", {"train": TEXTS * 9, "valid": TEXTS, "test": []})
     loader = task.loader(seed=0, prepare=Masked(share=0.5).of(task.tokenizer).prepare)

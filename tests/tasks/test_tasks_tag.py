@@ -105,6 +105,18 @@ def test_spans_and_their_scores_are_the_reference_packages(rows):
     assert scores == pytest.approx(expected)
 
 
+def test_tags_without_a_scheme_are_spans_of_their_own():
+    assert spans(("NN", "IN", "EX", "O", "I")) == [("NN", 0, 1), ("IN", 1, 2), ("EX", 2, 3), ("", 4, 5)]
+    scores, _ = compared([("NOUN", "VERB", "IN")], [("VERB", "VERB", "IN")])
+    assert scores["f1"] == pytest.approx(2 / 3)
+
+
+def test_tags_that_are_only_held_out_are_known(tmp_path):
+    rows = [f"Anna\t{'B-RARE' if i % 20 == 0 else 'B-PER'}\n\n" for i in range(60)]
+    (tmp_path / "a.conll").write_text("".join(rows))
+    assert TaggedText(train=str(tmp_path / "a.conll")).open().labels == ("B-PER", "B-RARE")
+
+
 def test_what_does_not_fit_is_refused(task):
     with pytest.raises(ConfigError, match="GPT2Config has no head for tags"):
         task.configure(GPT2Config())

@@ -156,8 +156,8 @@ class Tokenizer:
                 found += core.encode_batch(window, add_special_tokens=True)
             return found
         except TypeError:
-            sides = [side for text in texts for side in (text if isinstance(text, tuple) else (text,))]
-            raise InputError(f"cannot encode {_not_text(sides)}: expected Unicode text") from None
+            read = [side for text in texts for side in (text if isinstance(text, tuple) else (text,))]
+            raise InputError(f"cannot encode {_not_text(read)}: expected Unicode text") from None
 
     def _shortened(self, text: str | tuple[str, str], max_len: int) -> str | tuple[str, str]:
         """A text, or each of two, without most of what would be cut off: enough stays for no token to be another."""

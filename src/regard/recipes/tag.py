@@ -27,15 +27,15 @@ def tag() -> Recipe:
 
 
 def tag_finetune() -> Recipe:
-    """What a published encoder, which ``start`` names, is trained by for small data (Devlin et al. 2019, A.3)."""
+    """What a published encoder, which ``start`` names, is trained by for small data: as in Devlin et al. 2019 (A.3)."""
     return Recipe(
         model=BertConfig(),
         data=TaggedText(max_tokens=1024),
         missing="head",
         objective=Supervise(label_smoothing=0.0),
         optimizer=Optimizer("adamw", betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01),
-        schedule=Schedule("linear", lr=5e-5, warmup=60),
-        num_steps=600,
-        average=0.0,
+        schedule=Schedule("linear", lr=2e-4, warmup=60),
+        num_steps=800,
+        average=0.99,
         valid_every=200,
     )
