@@ -21,9 +21,9 @@ def test_long_work_says_how_much_and_how_fast(capsys, monkeypatch):
     monkeypatch.setattr(console, "SECONDS", 0.0)
     assert list(told(TEXTS, len, "tokenising")) == TEXTS
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("tokenising: 1 million characters, ")
-    assert second.startswith("tokenising: 3 million characters, ")
-    assert second.endswith(" million a second")
+    assert first.startswith("tokenising: 1.0 million characters, ")
+    assert second.startswith("tokenising: 3.0 million characters, ")
+    assert second.endswith(" a second")
 
 
 def test_quiet_work_is_silent_however_long(capsys, monkeypatch):

@@ -48,6 +48,11 @@ def console() -> Any:
     return Lasting(stderr=True, quiet=_quiet.get(), highlight=False, soft_wrap=True)
 
 
+def _large(number: float) -> str:
+    """A number of characters, in millions where it is one or more."""
+    return f"{number / 1e6:,.1f} million" if number >= 1e6 else f"{number:,.0f}"
+
+
 def told(items: Iterable[T], characters: Callable[[T], int], what: str) -> Iterator[T]:
     """The items as they come; where that takes long, how many characters of them have come, and how fast.
 
@@ -65,8 +70,8 @@ def told(items: Iterable[T], characters: Callable[[T], int], what: str) -> Itera
             now = time.monotonic()
             if now - spoke < (1.0 if terminal else SECONDS):
                 continue
-            spoke, millions = now, done / 1e6
-            line = f"{what}: {millions:,.0f} million characters, {millions / (now - began):.1f} million a second"
+            spoke, rate = now, done / (now - began)
+            line = f"{what}: {_large(done)} characters, {_large(rate)} a second"
             if not terminal:
                 console().print(line, markup=False)
             elif status is None:
