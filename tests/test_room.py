@@ -88,7 +88,8 @@ def test_free_memory_is_the_kernels_or_the_control_groups(tmp_path: Path) -> Non
     assert room._free_memory(tmp_path) == 2_048_000
     group = tmp_path / "sys" / "fs" / "cgroup"
     group.mkdir(parents=True)
-    (group / "memory.current").write_text("1000\n")
+    (group / "memory.current").write_text("1500\n")
+    (group / "memory.stat").write_text("anon 900\ninactive_file 500\n")
     for limit, expected in (("max", 2_048_000), ("5000", 4000), ("9999999999", 2_048_000)):
         (group / "memory.max").write_text(limit + "\n")
         assert room._free_memory(tmp_path) == expected

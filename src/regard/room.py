@@ -80,9 +80,11 @@ def _free_memory(system: Path = Path("/")) -> int | None:
     with suppress(OSError, ValueError):
         lines = (system / "proc/meminfo").read_text().splitlines()
         found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError):
         group = system / "sys/fs/cgroup"
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        taken = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(taken["inactive_file"])  # pages that it gives back
+        found.append(int((group / "memory.max").read_text()) - used)
     return min(found, default=None)
 
 

@@ -86,6 +86,8 @@ def test_maps_are_recorded_in_evaluation_mode_and_the_model_is_left_as_it_was():
     assert model.training
     with pytest.raises(Unsupported, match="records no attention maps"):
         attention_maps(Recorder(record=False), tokens=torch.zeros(1, 2))
+    with pytest.raises(Unsupported, match="Identity has no attention"):
+        attention_maps(nn.Identity())
 
 
 def test_labels_drop_spaces_and_mark_what_goes_on_a_word():

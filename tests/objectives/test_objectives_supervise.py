@@ -131,7 +131,49 @@ def test_focal_training_takes_any_head():
     torch.testing.assert_close(loss.sum, expected.sum, rtol=1e-12, atol=0)
 
 
+class Dropped(Table):
+    """As Table, with dropout before its head."""
+
+    def forward(self, tokens):
+        return Output(hidden=F.dropout(self.embed(tokens), 0.5, self.training), head=self.head)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_two_passes_agree_as_in_r_drop(smoothing):
+    torch.manual_seed(0)
+    model = Dropped(nn.Linear(E, V, dtype=torch.float64))
+    tokens, targets = torch.randint(V, (3, 4)), torch.randint(V, (3, 4))
+    targets[1, 2:] = IGNORE
+    torch.manual_seed(1)
+    loss = Supervise(smoothing, consistency=3.0).loss(model, {"tokens": tokens, "targets": targets})
+    torch.manual_seed(1)
+    logits = model(tokens.repeat_interleave(2, dim=0)).logits
+    kept = targets != IGNORE
+    p, q = logits[::2][kept], logits[1::2][kept]
+    said = sum(F.cross_entropy(each, targets[kept], label_smoothing=smoothing, reduction="sum") for each in (p, q))
+    apart = sum(
+        F.kl_div(one.log_softmax(-1), other.log_softmax(-1), log_target=True, reduction="sum")
+        for one, other in ((p, q), (q, p))
+    )
+    assert apart > 0.1
+    torch.testing.assert_close(loss.sum, (said + 3 / 2 * apart) / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss.parts["divergence"], apart.detach(), rtol=1e-12, atol=0)
+    assert loss.count == 10
+
+
+def test_without_dropout_two_passes_are_one():
+    torch.manual_seed(0)
+    model = Dropped(nn.Linear(E, V, dtype=torch.float64))
+    batch = {"tokens": torch.randint(V, (3, 4)), "targets": torch.randint(V, (3, 4))}
+    model.eval()
+    one, two = (Supervise(0.1, consistency=weight).loss(model, batch) for weight in (0.0, 3.0))
+    assert torch.equal(one.sum, two.sum)
+    assert one.parts.keys() == two.parts.keys()
+
+
 def test_wrong_values():
+    with pytest.raises(ConfigError, match="consistency"):
+        Supervise(consistency=-1.0)
     with pytest.raises(ConfigError, match="label_smoothing"):
         Supervise(label_smoothing=1.0)
     with pytest.raises(ConfigError, match="focal_gamma"):

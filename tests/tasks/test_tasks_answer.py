@@ -16,7 +16,7 @@ from torchmetrics.functional.text import squad
 import regard
 from regard import zoo
 from regard.cli import main
-from regard.core.errors import ConfigError, InputError
+from regard.core.errors import ConfigError, DataError, InputError
 from regard.data.facts import facts
 from regard.data.learn import train_tokenizer
 from regard.data.squad import Answer, Question
@@ -154,6 +154,23 @@ def test_figures_are_those_of_the_reference_program(pairs):
     assert compared(outputs, known).scores == pytest.approx({name: float(value) for name, value in expected.items()})
 
 
+def test_passages_are_held_out_whole(tmp_path):
+    asked = [{"id": f"{{}}{i}", "question": "who?", "answers": [{"text": "he", "answer_start": 0}]} for i in range(3)]
+    paragraphs = [
+        {"context": f"he is {n}", "qas": [each | {"id": each["id"].format(n)} for each in asked]}
+        for n in [*range(40), 0]
+    ]
+    (tmp_path / "some.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    data = QuestionText(train=str(tmp_path / "some.json"), vocab_size=60, max_question=16)
+    held, learnt = ({each.context for each in data.splits[name]} for name in ("valid", "train"))
+    assert (len(held), len(learnt), held & learnt) == (2, 38, set())
+    assert len(data.splits["valid"]) == 9
+    assert data.open().where([4]) == f"{data.train}, question 21"
+    (tmp_path / "one.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs[:1]}]}))
+    with pytest.raises(DataError, match="one passage is too few"):
+        _ = QuestionText(train=str(tmp_path / "one.json")).splits
+
+
 def test_settings_that_cannot_be():
     with pytest.raises(ConfigError, match="leaves a passage 24 tokens"):
         QuestionText(max_len=64, max_question=32, stride=24)
@@ -180,9 +197,9 @@ def test_a_run_learns_answers_and_scores(tmp_path, capsys):
                 for w, c, at in (("cat", a, 11), ("dog", b, 11 + len(a) + 16))
             ],
         }
-        for a in ("red", "blue", "green", "grey", "black")
-        for b in ("old", "young", "small", "big", "thin")
-    ] * 4
+        for a in ("red", "blue", "green", "grey", "black", "white", "brown", "pink", "gold", "pale")
+        for b in ("old", "young", "small", "big", "thin", "fat", "wild", "tame", "lame", "slow")
+    ]
     (tmp_path / "train.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     options = {
         "data.train": tmp_path / "train.json", "data.vocab-size": 80, "model.embed-dim": 32, "model.ffn-dim": 64,

@@ -117,9 +117,9 @@ def test_a_decoder_learns_answers(writer, tmp_path, capsys):
                 for w, c, at in (("cat", a, 11), ("dog", b, 11 + len(a) + 16))
             ],
         }
-        for a in ("red", "blue", "green")
-        for b in ("old", "young", "small")
-    ] * 8
+        for a in ("red", "blue", "green", "grey", "black", "white", "brown", "pink")
+        for b in ("old", "young", "small", "big", "thin", "fat", "wild", "tame", "slow")
+    ]
     run = train("answer", writer, tmp_path, "train.json", json.dumps({"data": [{"paragraphs": paragraphs}]}), 150)
     assert main(["evaluate", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["f1"] > 80

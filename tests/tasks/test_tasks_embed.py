@@ -79,6 +79,13 @@ def test_published_poolings_are_the_references(folder, tmp_path, how, normalize,
     torch.testing.assert_close(embedder.embed(TEXTS), expected, rtol=0, atol=1e-6)
 
 
+def test_vectors_may_be_learnt_from(folder):
+    vectors = regard.embed(folder, ["one", "two"])
+    weight = torch.ones(vectors.shape[1], requires_grad=True)
+    (vectors @ weight).sum().backward()
+    torch.testing.assert_close(weight.grad, vectors.sum(dim=0))
+
+
 def test_a_text_has_the_same_vector_alone_as_among_others(folder):
     together = regard.embed(folder, TEXTS)
     for text, vector in zip(TEXTS, together, strict=True):

@@ -4,6 +4,7 @@ A map is [Q K]: row q says how much query q (a token being written) takes from e
 by their path: side, layer and part, as in ``decoder.1.cross``.
 """
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,8 +24,11 @@ def attention_maps(model: nn.Module, **inputs: Tensor) -> dict[str, Float[Tensor
     Runs in evaluation mode without gradients and leaves the model as it was. Maps are float32, on the CPU.
 
     Raises:
-        Unsupported: the model recorded no maps.
+        Unsupported: the model has no attention, or recorded no maps.
     """
+    takes = inspect.signature(model.forward).parameters.values()
+    if not any(each.name == "weights" or each.kind is each.VAR_KEYWORD for each in takes):
+        raise Unsupported(f"{type(model).__name__} has no attention to show")
     training = model.training
     model.eval()
     try:

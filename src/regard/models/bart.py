@@ -10,23 +10,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import nn
 
 from regard.attention.attention import Attention
 from regard.attention.kernel import KernelName
 from regard.attention.mask import EVERYTHING, Causal
-from regard.attention.position import Learned, Sinusoidal, check_length, sinusoids
-from regard.blocks.decoding import StackDecoding, shifted
-from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
+from regard.attention.position import Learned, Sinusoidal, sinusoids
+from regard.blocks.embed import Embedding, Head
+from regard.blocks.encoder_decoder import EncoderDecoder, Reader, Sides, Writer
 from regard.blocks.feedforward import ActivationName, FeedForward
-from regard.blocks.heads import Classifier, Dense, last
+from regard.blocks.heads import Classifier, Dense
 from regard.blocks.init import normal
 from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.checkpoint.keymap import Constant, Repeat, Reshape, Rule
-from regard.core.errors import ConfigError, InputError
-from regard.core.types import Context, Index, Output
-from regard.family import Family, LayerSizes, activation_of, check_config, labels_of, pair, word_of, words_of
+from regard.core.errors import ConfigError
+from regard.family import Family, LayerSizes, activation_of, check_config, head_of, labels_of, pair, word_of, words_of
 
 Variant = Literal["bart", "mbart", "pegasus"]
 HeadName = Literal["seq2seq_lm", "classify", "answer"]
@@ -109,6 +107,16 @@ class BartConfig:
             raise ConfigError(f"{self.variant} has no head '{self.head}'; there are {', '.join(filter(None, known))}")
 
     @property
+    def share_embeddings(self) -> bool:
+        """Whether both sides read one table of tokens."""
+        return True
+
+    @property
+    def tie_head(self) -> bool:
+        """Whether a head that writes has that table, too."""
+        return True
+
+    @property
     def head_dim(self) -> int:
         """D."""
         return self.embed_dim // self.num_heads
@@ -118,139 +126,18 @@ class BartConfig:
         return LayerSizes(self.num_heads, self.ffn_dim, self.num_heads) if self.layers is None else self.layers[layer]
 
 
-class Stacks(nn.Module):
-    """Encoder and decoder over one table of tokens, and what reads the decoder's states, composed from blocks.
-
-    Args:
-        config: what to build.
-        kernel: how attention is computed.
-    """
-
-    def __init__(self, config: BartConfig, *, kernel: KernelName = "auto") -> None:
-        super().__init__()
-        self.config = config
-        blocks = [
-            block(config, layer, kernel) for layer in range(config.num_encoder_layers + config.num_decoder_layers)
-        ]
-        self.encoder_embed = embedding(config)
-        self.encoder = Stack(blocks[: config.num_encoder_layers], final_norm(config))
-        self.decoder_embed = embedding(config)
-        self.decoder = Stack(blocks[config.num_encoder_layers :], final_norm(config))
-        self.head = head(config)
-        self.tie()
-
-    def tie(self) -> None:
-        """Make the table of tokens one again: both sides read it, and a head that writes."""
-        self.decoder_embed.weight = self.encoder_embed.weight
-        if isinstance(self.head, Head):
-            self.head.weight = self.encoder_embed.weight
-
-    def encode(
-        self, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None, maps: dict[str, Tensor] | None = None
-    ) -> tuple[Float[Tensor, "B S E"], Index]:
-        """The memory: the encoder's states and where they stand."""
-        check_tokens(tokens, self.config.vocab_size)
-        check_valid(valid, tokens)
-        index = Index.over(tokens, valid)
-        check_length(index, self.config.max_seq_len)
-        ctx = Context(index, weights=maps, path="encoder")
-        return self.encoder(self.encoder_embed(tokens, index), ctx), index
-
-    def decode(
-        self,
-        tokens: Int[Tensor, "B T"],
-        index: Index,
-        memory: Float[Tensor, "B S E"],
-        memory_index: Index,
-        maps: dict[str, Tensor] | None,
-    ) -> Float[Tensor, "B T E"]:
-        """The decoder's states."""
-        check_length(index, self.config.max_seq_len)
-        ctx = Context(index, memory=memory, memory_index=memory_index, weights=maps, path="decoder")
-        return self.decoder(self.decoder_embed(tokens, index), ctx)
-
-
-class Bart(Stacks):
-    """Reads one text both ways and another from left to right; hidden states alone, or the next token's logits."""
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "B S"],
-        valid: Bool[Tensor, "B S"] | None = None,
-        *,
-        decoder_tokens: Int[Tensor, "B T"],
-        decoder_valid: Bool[Tensor, "B T"] | None = None,
-        weights: bool = False,
-    ) -> Output:
-        """Read ``tokens``, then every prefix of ``decoder_tokens``.
-
-        Args:
-            tokens: source ids.
-            valid: True = a real token; all are unless given.
-            decoder_tokens: target ids, shifted: the first is the start token.
-            decoder_valid: as ``valid``.
-            weights: record attention maps in ``Output.weights``.
-
-        Raises:
-            InputError: wrong shapes, ids outside the vocabulary, or a sequence that is too long.
-        """
-        check_tokens(decoder_tokens, self.config.vocab_size, "decoder_tokens")
-        check_valid(decoder_valid, decoder_tokens, "decoder_valid")
-        maps: dict[str, Tensor] | None = {} if weights else None
-        memory, memory_index = self.encode(tokens, valid, maps)
-        if tokens.shape[0] != decoder_tokens.shape[0]:
-            raise InputError(f"tokens has {tokens.shape[0]} rows but decoder_tokens has {decoder_tokens.shape[0]}")
-        hidden = self.decode(decoder_tokens, Index.over(decoder_tokens, decoder_valid), memory, memory_index, maps)
-        return Output(hidden, self.head, memory, maps)
-
-
-class Writer(Bart):
-    """The model that writes."""
-
-    def begin(
-        self, *, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None = None, max_len: int | None = None
-    ) -> StackDecoding:
-        """Read the source and stand ready to write.
-
-        Raises InputError as ``forward`` does, and when ``max_len`` is more than the model has positions for.
-        """
-        assert self.head is not None, "a model that writes has a head"
-        if max_len is not None and max_len > self.config.max_seq_len:
-            raise InputError(f"max_len {max_len} is more than this model's {self.config.max_seq_len} positions")
-        limit, read = max_len or self.config.max_seq_len, self.encode(tokens, valid)
-        return StackDecoding(self.decoder_embed, self.decoder, self.head, limit, *read)
-
-
-class Reader(Stacks):
-    """The model that scores what it reads: both sides read the same row, the decoder shifted (section 3)."""
-
-    def forward(
-        self, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None = None, *, weights: bool = False
-    ) -> Output:
-        """Score each row by its last end token's state, or each token by its own.
-
-        Args:
-            tokens: ids.
-            valid: True = a real token; all are unless given.
-            weights: record attention maps in ``Output.weights``.
-
-        Raises:
-            InputError: wrong shapes, ids outside the vocabulary, or a sequence that is too long.
-        """
-        maps: dict[str, Tensor] | None = {} if weights else None
-        memory, index = self.encode(tokens, valid, maps)
-        first = None if self.config.variant == "mbart" else self.config.start_token  # its language, whatever it writes
-        hidden = self.decode(shifted(tokens, index, first), index, memory, index, maps)
-        if self.config.head == "answer":
-            return Output(hidden, self.head, memory, maps)
-        pooled = last(hidden, index, tokens == self.config.eos_token)
-        return Output(hidden, self.head, memory, maps, pooled=pooled, reads="pooled")
-
-
-def build(config: BartConfig, *, kernel: KernelName = "auto") -> nn.Module:
-    """The model for what the configuration's ``head`` names."""
-    kinds: dict[HeadName | None, type[Stacks]] = {None: Bart, "seq2seq_lm": Writer}
-    return kinds.get(config.head, Reader)(config, kernel=kernel)
+def build(config: BartConfig, *, kernel: KernelName = "auto") -> Sides:
+    """Encoder and decoder over one table of tokens, for what the configuration's ``head`` names."""
+    blocks = [block(config, layer, kernel) for layer in range(config.num_encoder_layers + config.num_decoder_layers)]
+    encoder = Stack(blocks[: config.num_encoder_layers], final_norm(config))
+    decoder = Stack(blocks[config.num_encoder_layers :], final_norm(config))
+    parts = (config, embedding(config), encoder, embedding(config), decoder, head(config))
+    if config.head is None:
+        return EncoderDecoder(*parts)
+    if config.head == "seq2seq_lm":
+        return Writer(*parts)
+    start = None if config.variant == "mbart" else config.start_token  # its language, whatever it writes
+    return Reader(*parts, start=start, rows=config.head == "classify")
 
 
 def embedding(config: BartConfig) -> Embedding:
@@ -418,10 +305,8 @@ def _only(config: BartConfig) -> dict[str, Any]:
 def from_hf(theirs: Mapping[str, Any]) -> BartConfig:
     """Our configuration from a published one. Raises ConfigError, naming it, for a setting that is not supported."""
     variant: Variant = theirs["model_type"]
-    name = (theirs.get("architectures") or [f"{NAMES[variant]}Model"])[0]
-    known = {NAMES[variant] + each: found for each, found in HEADS[variant].items()}
-    if name not in known:
-        raise ConfigError(f"'{name}' is not supported; there are {', '.join(known)}")
+    classes = {NAMES[variant] + each: found for each, found in HEADS[variant].items()}
+    head = head_of(theirs, classes, "seq2seq_lm")
     theirs = {**DEFAULTS[variant], **theirs}
     kept = {ours: theirs[word] for ours, word in COMMON.items()}
     kept |= {ours: theirs.get(word) for ours, word in OPTIONAL.items()}
@@ -432,8 +317,8 @@ def from_hf(theirs: Mapping[str, Any]) -> BartConfig:
         **SHAPES[variant],
         activation=activation_of(theirs["activation_function"]),
         head_dropout=theirs.get("classifier_dropout") or 0.0,
-        head=known[name],
-        labels=labels_of(theirs) if known[name] == "classify" else (),
+        head=head,
+        labels=labels_of(theirs) if head == "classify" else (),
         variant=variant,
     )
     for word, value in _only(config).items():

@@ -6,25 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import nn
 
 from regard.attention.attention import Attention
 from regard.attention.kernel import KernelName
 from regard.attention.mask import EVERYTHING, Causal
-from regard.attention.position import T5Buckets, check_length
-from regard.blocks.decoding import StackDecoding, shifted
+from regard.attention.position import T5Buckets
 from regard.blocks.dropout import Dropout
-from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
+from regard.blocks.embed import Embedding, Head
+from regard.blocks.encoder_decoder import EncoderDecoder, Reader, Sides, Writer
 from regard.blocks.feedforward import ActivationName, FeedForward
-from regard.blocks.heads import Classifier, Dense, Scale, last
+from regard.blocks.heads import Classifier, Dense, Scale
 from regard.blocks.init import lecun, normal
 from regard.blocks.norm import RMSNorm
 from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.checkpoint.keymap import Repeat, Rule, Unread
-from regard.core.errors import ConfigError, InputError
-from regard.core.types import Context, Index, Output
-from regard.family import Family, LayerSizes, activation_of, check_config, labels_of, word_of, words_of
+from regard.core.errors import ConfigError
+from regard.family import Family, LayerSizes, activation_of, check_config, head_of, labels_of, word_of, words_of
 
 Variant = Literal["t5", "mt5"]
 HeadName = Literal["seq2seq_lm", "encode", "classify", "tag", "answer"]
@@ -109,6 +107,11 @@ class T5Config:
         return self.head not in ("encode", "tag")
 
     @property
+    def share_embeddings(self) -> bool:
+        """Whether both sides read one table of tokens."""
+        return True
+
+    @property
     def start_token(self) -> int:
         """What the decoder starts from."""
         return self.pad_token if self.bos_token is None else self.bos_token
@@ -118,139 +121,23 @@ class T5Config:
         return LayerSizes(self.num_heads, self.ffn_dim, self.num_heads) if self.layers is None else self.layers[layer]
 
 
-class T5(nn.Module):
-    """Embedding, encoder, decoder unless the head reads the encoder, and head, composed from blocks.
-
-    Args:
-        config: what to build.
-        kernel: how attention is computed.
-    """
-
-    def __init__(self, config: T5Config, *, kernel: KernelName = "auto") -> None:
-        super().__init__()
-        self.config = config
-        self.embed = Embedding(config.vocab_size, config.embed_dim, dropout=config.dropout)
-        first = config.num_encoder_layers
-        self.encoder = stack(config, range(first), kernel)
-        both = range(first, first + config.num_decoder_layers)
-        self.decoder = stack(config, both, kernel, decodes=True) if config.decodes else None
-        self.head = head(config)
-        self.tie()
-
-    def tie(self) -> None:
-        """Make the head's matrix the token table again, if the configuration says so."""
-        if isinstance(self.head, Head) and self.config.tie_head:
-            self.head.weight = self.embed.weight
-
-    def encode(
-        self, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None, maps: dict[str, Tensor] | None = None
-    ) -> tuple[Float[Tensor, "B S E"], Index]:
-        """The memory: the encoder's states and where they stand."""
-        check_tokens(tokens, self.config.vocab_size)
-        check_valid(valid, tokens)
-        index = Index.over(tokens, valid)
-        check_length(index, self.config.max_seq_len)
-        return self.encoder(self.embed(tokens, index), Context(index, weights=maps, path="encoder")), index
-
-    def decode(
-        self,
-        tokens: Int[Tensor, "B T"],
-        index: Index,
-        memory: Tensor,
-        memory_index: Index,
-        maps: dict[str, Tensor] | None,
-    ) -> Float[Tensor, "B T E"]:
-        """The decoder's states."""
-        assert self.decoder is not None
-        ctx = Context(index, memory=memory, memory_index=memory_index, weights=maps, path="decoder")
-        return self.decoder(self.embed(tokens, index), ctx)
+def build(config: T5Config, *, kernel: KernelName = "auto") -> Sides:
+    """Encoder and, unless the head reads that, decoder over one table of tokens, for what the ``head`` names."""
+    first = config.num_encoder_layers
+    encoder = stack(config, range(first), kernel)
+    both = range(first, first + config.num_decoder_layers)
+    decoder = stack(config, both, kernel, decodes=True) if config.decodes else None
+    parts = (config, embedding(config), encoder, embedding(config) if config.decodes else None, decoder, head(config))
+    if config.head is None:
+        return EncoderDecoder(*parts)
+    if config.head == "seq2seq_lm":
+        return Writer(*parts)
+    return Reader(*parts, start=config.start_token, rows=config.head == "classify")
 
 
-class T5Reader(T5):
-    """What reads texts: by the encoder, or by a decoder that says them again."""
-
-    def forward(
-        self, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None = None, *, weights: bool = False
-    ) -> Output:
-        """Read rows; where there is a decoder, the states are those in which it is to say the same tokens.
-
-        Args:
-            tokens: ids.
-            valid: True = a real token; all are unless given.
-            weights: record attention maps in ``Output.weights``.
-
-        Raises:
-            InputError: wrong shapes, ids outside the vocabulary, or a sequence that is too long.
-        """
-        maps: dict[str, Tensor] | None = {} if weights else None
-        memory, index = self.encode(tokens, valid, maps)
-        if self.decoder is None:
-            return Output(memory, self.head, memory, maps)
-        hidden = self.decode(shifted(tokens, index, self.config.start_token), index, memory, index, maps)
-        if self.config.head != "classify":
-            return Output(hidden, self.head, memory, maps)
-        pooled = last(hidden, index, tokens == self.config.eos_token)
-        return Output(hidden, self.head, memory, maps, pooled, reads="pooled")
-
-
-class T5Pair(T5):
-    """What reads texts, and others in their light."""
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "B S"],
-        valid: Bool[Tensor, "B S"] | None = None,
-        *,
-        decoder_tokens: Int[Tensor, "B T"],
-        decoder_valid: Bool[Tensor, "B T"] | None = None,
-        weights: bool = False,
-    ) -> Output:
-        """Score every next token of ``decoder_tokens`` given ``tokens``, where there is a head.
-
-        Args:
-            tokens: source ids.
-            valid: True = a real token; all are unless given.
-            decoder_tokens: target ids, shifted: the first is the start token.
-            decoder_valid: as ``valid``.
-            weights: record attention maps in ``Output.weights``.
-
-        Raises:
-            InputError: wrong shapes, ids outside the vocabulary, or a sequence that is too long.
-        """
-        check_tokens(decoder_tokens, self.config.vocab_size, "decoder_tokens")
-        check_valid(decoder_valid, decoder_tokens, "decoder_valid")
-        maps: dict[str, Tensor] | None = {} if weights else None
-        memory, memory_index = self.encode(tokens, valid, maps)
-        if tokens.shape[0] != decoder_tokens.shape[0]:
-            raise InputError(f"tokens has {tokens.shape[0]} rows but decoder_tokens has {decoder_tokens.shape[0]}")
-        index = Index.over(decoder_tokens, decoder_valid)
-        check_length(index, self.config.max_seq_len)
-        hidden = self.decode(decoder_tokens, index, memory, memory_index, maps)
-        return Output(hidden, self.head, memory, maps)
-
-
-class T5Writer(T5Pair):
-    """What writes a text in the light of another."""
-
-    def begin(
-        self, *, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None = None, max_len: int | None = None
-    ) -> StackDecoding:
-        """Read the source and stand ready to write.
-
-        Raises InputError as ``forward`` does, and when ``max_len`` is more than the model may have.
-        """
-        if max_len is not None and max_len > self.config.max_seq_len:
-            raise InputError(f"max_len {max_len} is more than this model's {self.config.max_seq_len} positions")
-        assert self.decoder is not None
-        assert self.head is not None
-        limit, read = max_len or self.config.max_seq_len, self.encode(tokens, valid)
-        return StackDecoding(self.embed, self.decoder, self.head, limit, *read)
-
-
-def build(config: T5Config, *, kernel: KernelName = "auto") -> T5:
-    """The model that the configuration's head is for."""
-    kinds: dict[str | None, type[T5]] = {None: T5Pair, "seq2seq_lm": T5Writer}
-    return kinds.get(config.head, T5Reader)(config, kernel=kernel)
+def embedding(config: T5Config) -> Embedding:
+    """Token vectors alone: positions bias attention."""
+    return Embedding(config.vocab_size, config.embed_dim, dropout=config.dropout)
 
 
 def stack(config: T5Config, layers: range, kernel: KernelName, *, decodes: bool = False) -> Stack:
@@ -333,9 +220,9 @@ def keymap(config: T5Config) -> list[Rule]:
     Some heads have the trunk's keys within ``transformer.``; a new head's trunk may come from files of either kind.
     """
     sides = ("encoder", "decoder") if config.decodes else ("encoder",)
-    trunk = [Rule("shared.weight", "embed.weight")]
+    trunk = [Rule("shared.weight", "encoder_embed.weight")]
     for side in sides:
-        trunk += [Rule(f"{side}.embed_tokens.weight", "embed.weight", Repeat()), *_side(config, side)]
+        trunk += [Rule(f"{side}.embed_tokens.weight", "encoder_embed.weight", Repeat()), *_side(config, side)]
     if config.decodes:  # the reference's first files hold one for memories, which nothing ever read
         trunk.append(Rule(f"decoder.block.0.layer.1.EncDecAttention.{BUCKETS}", (), Unread()))
     within = [replace(rule, theirs=f"transformer.{rule.theirs}") for rule in trunk]
@@ -368,7 +255,7 @@ def _side(config: T5Config, side: str) -> list[Rule]:
 
 def _head(config: T5Config) -> list[Rule]:
     if config.head == "seq2seq_lm" and config.tie_head:
-        return [Rule("lm_head.weight", "embed.weight", Repeat())]
+        return [Rule("lm_head.weight", "encoder_embed.weight", Repeat())]
     if config.head == "seq2seq_lm":
         return [Rule("lm_head.weight", "head.weight")]
     linear: dict[str | None, dict[str, str]] = {
@@ -400,16 +287,6 @@ LATER = {
 """What published configurations call our fields; not all of them have the later ones."""
 
 
-def head_of(architectures: Any, variant: Variant) -> HeadName | None:
-    """The head of a published class. Raises ConfigError for one that is not supported."""
-    mine = NAMES[variant]
-    name = str((architectures or [f"{mine}ForConditionalGeneration"])[0])
-    suffix = name.removeprefix(mine)
-    if suffix not in (*HEADS, OLD):
-        raise ConfigError(f"'{name}' is not supported; there are {', '.join(mine + each for each in HEADS)}")
-    return "seq2seq_lm" if suffix == OLD else HEADS[suffix]
-
-
 def from_hf(theirs: Mapping[str, Any]) -> T5Config:
     """Our configuration from a published one. Raises ConfigError, naming it, for a setting that is not supported."""
     variant: Variant = theirs["model_type"]
@@ -423,7 +300,8 @@ def from_hf(theirs: Mapping[str, Any]) -> T5Config:
     kept = {ours: theirs[word] for ours, word in COMMON.items()}
     kept |= {"num_decoder_layers": kept["num_encoder_layers"], "bos_token": None}
     kept |= {ours: theirs[word] for ours, word in LATER.items() if theirs.get(word) is not None}
-    head = head_of(theirs.get("architectures"), variant)
+    classes = {NAMES[variant] + suffix: head for suffix, head in (*HEADS.items(), (OLD, "seq2seq_lm"))}
+    head = head_of(theirs, classes, "seq2seq_lm")
     return T5Config(
         **kept,
         activation=activation_of(activation),

@@ -8,22 +8,20 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from regard.attention.attention import Attention
 from regard.attention.kernel import KernelName
 from regard.attention.mask import EVERYTHING, Causal, Mask
-from regard.attention.position import PositionName, SinusoidLayout, attended, check_length, embedded, sinusoids
-from regard.blocks.decoding import StackDecoding
-from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
+from regard.attention.position import PositionName, SinusoidLayout, attended, embedded, sinusoids
+from regard.blocks.embed import Embedding, Head
+from regard.blocks.encoder_decoder import Writer
 from regard.blocks.feedforward import ActivationName, FeedForward
 from regard.blocks.norm import NormName, norm
 from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.blocks.trunk import sharing
 from regard.checkpoint.keymap import Constant, Repeat, Reshape, Rule
-from regard.core.errors import ConfigError, InputError
-from regard.core.types import Context, Index, Output
+from regard.core.errors import ConfigError
 from regard.family import Family, LayerSizes, check_config
 
 
@@ -113,7 +111,7 @@ class TransformerConfig:
         return LayerSizes(heads=self.num_heads, ffn_dim=self.ffn_dim, cross_heads=self.num_heads)
 
 
-class Transformer(nn.Module):
+class Transformer(Writer):
     """Encoder, decoder and head, composed from blocks.
 
     Args:
@@ -122,82 +120,16 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig, *, kernel: KernelName = "auto") -> None:
-        super().__init__()
-        self.config = config
-        self.encoder_embed = embedding(config)
-        self.encoder = Stack(
-            [encoder_block(config, layer, kernel) for layer in range(config.num_encoder_layers)], final_norm(config)
+        encoder = [encoder_block(config, layer, kernel) for layer in range(config.num_encoder_layers)]
+        decoder = [decoder_block(config, layer, kernel) for layer in range(config.num_decoder_layers)]
+        super().__init__(
+            config,
+            embedding(config),
+            Stack(encoder, final_norm(config)),
+            embedding(config),
+            Stack(decoder, final_norm(config)),
+            Head(config.vocab_size, config.embed_dim, bias="fixed" if config.logits_bias else None),
         )
-        self.decoder_embed = embedding(config)
-        self.decoder = Stack(
-            [decoder_block(config, layer, kernel) for layer in range(config.num_decoder_layers)], final_norm(config)
-        )
-        self.head = Head(config.vocab_size, config.embed_dim, bias="fixed" if config.logits_bias else None)
-        self.tie()
-
-    def tie(self) -> None:
-        """Make the tables that the configuration shares one parameter again."""
-        if self.config.share_embeddings:
-            self.decoder_embed.weight = self.encoder_embed.weight
-        if self.config.tie_head:
-            self.head.weight = self.decoder_embed.weight
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "B S"],
-        valid: Bool[Tensor, "B S"] | None = None,
-        *,
-        decoder_tokens: Int[Tensor, "B T"],
-        decoder_valid: Bool[Tensor, "B T"] | None = None,
-        weights: bool = False,
-    ) -> Output:
-        """Score every next token of ``decoder_tokens`` given ``tokens``.
-
-        Args:
-            tokens: source ids.
-            valid: True = a real token; all are unless given.
-            decoder_tokens: target ids, shifted: the first is the start token.
-            decoder_valid: as ``valid``.
-            weights: record attention maps in ``Output.weights``.
-
-        Raises:
-            InputError: wrong shapes, ids outside the vocabulary, or a sequence that is too long.
-        """
-        check_tokens(tokens, self.config.vocab_size)
-        check_tokens(decoder_tokens, self.config.vocab_size, "decoder_tokens")
-        check_valid(decoder_valid, decoder_tokens, "decoder_valid")
-        if tokens.shape[0] != decoder_tokens.shape[0]:
-            raise InputError(f"tokens has {tokens.shape[0]} rows but decoder_tokens has {decoder_tokens.shape[0]}")
-        maps: dict[str, Tensor] | None = {} if weights else None
-        memory, memory_index = self.encode(tokens, valid, maps)
-        index = Index.over(decoder_tokens, decoder_valid)
-        check_length(index, self.config.max_seq_len)
-        ctx = Context(index, memory=memory, memory_index=memory_index, weights=maps, path="decoder")
-        hidden = self.decoder(self.decoder_embed(decoder_tokens, index), ctx)
-        return Output(hidden, self.head, memory, maps)
-
-    def encode(
-        self, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None, maps: dict[str, Tensor] | None = None
-    ) -> tuple[Float[Tensor, "B S E"], Index]:
-        """The memory: the encoder's states and where they stand."""
-        check_valid(valid, tokens)
-        index = Index.over(tokens, valid)
-        check_length(index, self.config.max_seq_len)
-        ctx = Context(index, weights=maps, path="encoder")
-        return self.encoder(self.encoder_embed(tokens, index), ctx), index
-
-    def begin(
-        self, *, tokens: Int[Tensor, "B S"], valid: Bool[Tensor, "B S"] | None = None, max_len: int | None = None
-    ) -> StackDecoding:
-        """Read the source and stand ready to write a translation of it.
-
-        Raises InputError as ``forward`` does, and when ``max_len`` is more than the model has positions for.
-        """
-        check_tokens(tokens, self.config.vocab_size)
-        if max_len is not None and max_len > self.config.max_seq_len:
-            raise InputError(f"max_len {max_len} is more than this model's {self.config.max_seq_len} positions")
-        limit, read = max_len or self.config.max_seq_len, self.encode(tokens, valid)
-        return StackDecoding(self.decoder_embed, self.decoder, self.head, limit, *read)
 
 
 def build(config: TransformerConfig, *, kernel: KernelName = "auto") -> nn.Module:

@@ -27,10 +27,12 @@ class Supervise:
     Attributes:
         label_smoothing: e, the share of the target's probability spread over the whole vocabulary.
         focal_gamma: how much less the loss counts targets that are already likely; 0 = not at all.
+        consistency: a, how much two passes with different dropout are to agree (:meth:`twice`); 0 = one pass.
     """
 
     label_smoothing: float = 0.1
     focal_gamma: float = 0.0
+    consistency: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -39,6 +41,8 @@ class Supervise:
             raise ConfigError(f"focal_gamma {self.focal_gamma} must be a number from 0; 0 is plain cross-entropy")
         if self.focal_gamma and self.label_smoothing:
             raise ConfigError("the focal loss has no smoothed targets: set label_smoothing to 0, or focal_gamma")
+        if not 0 <= self.consistency < math.inf:
+            raise ConfigError(f"consistency {self.consistency} must be a number from 0; 0 is one pass")
 
     def fitted(self, task: Any) -> Self:  # noqa: ARG002
         """The objective as it is: the data decide nothing about it."""
@@ -51,6 +55,10 @@ class Supervise:
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The loss over the batch, with logits only where there is a target. Raises as :func:`cross_entropy`."""
         inputs = {name: value for name, value in batch.items() if name != "targets"}
+        if self.consistency and model.training:
+            return self.twice(
+                model(**{name: value.repeat_interleave(2, dim=0) for name, value in inputs.items()}), batch["targets"]
+            )
         return self.over(model(**inputs), batch["targets"])
 
     def over(self, output: Output, targets: Int[Tensor, "B *S"]) -> Loss:
@@ -69,6 +77,22 @@ class Supervise:
         total = torch.stack([loss.sum for loss in losses]).sum()
         nll = torch.stack([loss.parts["nll"] for loss in losses]).sum()
         return Loss(total, count, {"nll": nll}).plus(output.penalty)
+
+    def twice(self, output: Output, targets: Int[Tensor, "B *S"]) -> Loss:
+        """The loss of what a model has made of a batch in which each example stands twice, which dropout made differ.
+
+        R-Drop (Liang et al. 2021, equation 4): of a target, ``-log p(t) - log q(t) + a / 2 (KL(p, q) + KL(q, p))``,
+        here halved, so that ``a`` = 0 is the loss of one pass. Part ``divergence``: the two terms behind ``a / 2``.
+        """
+        marked, head = targets != IGNORE, output.head
+        assert head is not None, "what says targets has a head"
+        p, q = (head(features[marked]) for features in (output.features[::2], output.features[1::2]))
+        picked = targets[marked]
+        each, other = self._of(p, picked), self._of(q, picked)
+        apart = ((p.softmax(dim=-1) - q.softmax(dim=-1)) * (p.log_softmax(dim=-1) - q.log_softmax(dim=-1))).sum()
+        total = (each.sum + other.sum) / 2 + self.consistency / 4 * apart
+        parts = {"nll": (each.parts["nll"] + other.parts["nll"]) / 2, "divergence": apart.detach()}
+        return Loss(total, each.count, parts).plus(output.penalty)
 
     def _of(self, logits: Tensor, targets: Tensor) -> Loss:
         if self.focal_gamma:

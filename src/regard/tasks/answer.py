@@ -9,45 +9,40 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from regard.blocks.packed import pack
-from regard.core.errors import ConfigError, InputError
+from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import Batch
-from regard.data.collate import pad, sequences
+from regard.data.collate import pad
 from regard.data.facts import facts
 from regard.data.learn import TokenizerKind, train_tokenizer
-from regard.data.loader import Loader
 from regard.data.source import Rows
-from regard.data.split import Splits
+from regard.data.split import Splits, hold_out
 from regard.data.squad import Answer, Question, questions
 from regard.data.tokenize import Tokenizer
-from regard.generate.beam import Beam
-from regard.generate.decode import Pick, greedy
 from regard.objectives.point import pointers
 from regard.tasks.encoder import (
-    batches,
+    EncoderTask,
     by_length,
     check_files,
     knows_types,
-    loader,
     logits,
     read,
     splits,
-    whereabouts,
-    with_head,
 )
-from regard.tasks.task import Prepare, Scored, some
+from regard.tasks.task import Scored
 
 NOWHERE = 0
 """The place that stands for no answer: that of the first token, which is of neither text."""
@@ -100,7 +95,7 @@ class QuestionText:
 
     Attributes:
         train: the file to learn from.
-        valid: the file to watch training by; None holds out every twentieth question of ``train``, at most 1,000.
+        valid: the file to watch training by; None holds out every twentieth passage of ``train``, at most 1,000.
         test: the file to report on.
         no_answer: whether a passage may have no answer (Rajpurkar et al. 2018); if not, the best one is always given.
         tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
@@ -156,8 +151,11 @@ class QuestionText:
 
     @cached_property
     def splits(self) -> Splits[Question]:
-        """The questions of train, valid and test; the last is empty where no file is named. Raises DataError."""
-        return facts() if self.train is None else splits(self)
+        """The questions of train, valid and test, no passage in two of one file; the last is empty where none is named.
+
+        Raises DataError.
+        """
+        return facts() if self.train is None else apart(self, attrgetter("context"), "passage")
 
     def read(self, spec: str) -> list[Question]:
         """The questions of a file. Raises DataError."""
@@ -171,7 +169,7 @@ class QuestionText:
 DATA = QuestionText
 
 
-class Answering:
+class Answering(EncoderTask[Question, Window]):
     """Questions on passages to windows, and scores of places to answers.
 
     Attributes:
@@ -179,17 +177,9 @@ class Answering:
     """
 
     monitor = "f1"
+    head, what, embedded = "answer", "answers", "the facts"
     sequences: tuple[str, ...] = ("question", "passage")
     words: tuple[str, ...] = ()
-
-    def __init__(self, data: QuestionText, tokenizer: Tokenizer) -> None:
-        self.data, self.tokenizer = data, tokenizer
-        self.typed = False
-
-    def configure(self, model: Any) -> Any:
-        """The configuration with a head for answers. Raises ConfigError as :func:`regard.tasks.encoder.with_head`."""
-        self.typed = knows_types(model)
-        return with_head(model, "answer", "answers", self.data, self.tokenizer)
 
     def text(self, each: Question) -> str:
         """What the model reads of a question beside the passage."""
@@ -209,11 +199,6 @@ class Answering:
         """The windows of all questions, one after another, each with its first answer."""
         return [window for each in examples for window in self.marked(each)]
 
-    def inputs(self, windows: Sequence[Window], *, typed: bool) -> Batch:
-        """``tokens``, ``valid``, and ``types`` for models that know types."""
-        batch = sequences([window.tokens for window in windows], self.tokenizer.pad)
-        return batch | ({"types": pad([window.types for window in windows], 0)} if typed else {})
-
     def batch(self, examples: Sequence[Window]) -> Batch:
         """As :meth:`inputs`, with ``choices`` and ``targets`` [B 2]: the places of the first and the last token."""
         return {
@@ -230,43 +215,18 @@ class Answering:
         ]
         return [(len(question), len(passage)) for question, passage in zip(*sides, strict=True)]
 
-    def example(self, value: Question) -> Batch:
-        """The windows of one question as a batch."""
-        return self.batch(self.encode([value]))
-
     def pieces(self, name: str, row: Sequence[int], /) -> list[str]:
         """The text of each token, or the number of each place."""
         return [str(place) for place in row] if name == "targets" else self.tokenizer.pieces(row)
 
-    @cached_property
-    def examples(self) -> list[Window]:
-        """What there is to learn from."""
-        return self.encode([*self.data.splits["train"]])
-
-    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Window]:
-        """The training batches."""
-        return loader(self.data, self.examples, self.batch, seed=seed, prepare=prepare, rank=rank, world=world)
-
     def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
-        """The file, and the number in it of the question of which a training batch's first window is."""
-        counts = (len(self.marked(each)) for each in self.data.splits["train"])
-        return whereabouts(self.data, int(rows[0]), counts, "the facts")
+        """The file, and the name of the question that a training batch's first window is of."""
+        ends = accumulate(len(self.marked(each)) for each in self.data.splits["train"])
+        asked = next(each for each, end in zip(self.data.splits["train"], ends, strict=True) if end > rows[0])
+        return f"{self.data.train or self.embedded}, question {asked.id}"
 
-    def validation(self) -> Sequence[Batch]:
-        """The held-out questions in batches of the same size as training's."""
-        return self._validation
-
-    @cached_property
-    def _validation(self) -> list[Batch]:
-        return batches(self.encode(self.data.splits["valid"]), self.batch, self.data.max_tokens)
-
-    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - the answers tell more
-        """F1 and exact match of the answers to the held-out questions, 0 to 100."""
-        return self.score(model, self.data.splits["valid"]).scores
-
-    def score(self, model: Any, examples: Sequence[Question], method: Pick | Beam = greedy) -> Scored:  # noqa: ARG002
-        """As :meth:`metrics`, on any questions. Raises InputError for none."""
-        some(examples)
+    def judge(self, model: Any, examples: Sequence[Question]) -> Scored:
+        """F1 and exact match, 0 to 100."""
         pairs = [(self.text(each), each.context) for each in examples]
         return self.compare([best[0].text for best in self.answers(model, pairs)], examples)
 
@@ -274,19 +234,12 @@ class Answering:
         """What answers to these questions are worth."""
         return compared(outputs, [[answer.text for answer in each.answers] for each in examples])
 
-    def predict(
-        self,
-        model: Any,
-        texts: Sequence[str],
-        method: Pick | Beam = greedy,  # noqa: ARG002
-        max_tokens: int | None = None,  # noqa: ARG002
-    ) -> Iterator[str]:
+    def say(self, model: Any, texts: Sequence[str]) -> Iterator[str]:
         """The answer to each question, which stands before its passage with a tab between; empty where there is none.
 
         Args:
             model: learnt with this tokenizer.
             texts: questions, each with its passage.
-            method: no matter here, nor ``max_tokens``: nothing is written.
 
         Raises:
             InputError: a text without a tab.
@@ -343,13 +296,22 @@ class Answering:
         shares = np.exp(np.array([each.score for each in found]) - found[0].score)
         return [each._replace(share=float(share / shares.sum())) for each, share in zip(found, shares, strict=True)]
 
-    def show(self, batch: Batch) -> str:
-        """The first window of a batch."""
-        return repr(self.tokenizer.decode(batch["tokens"][0].tolist()))
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer."""
-        self.tokenizer.save(folder)
+def apart(data: Any, key: Callable[[Question], str], what: str) -> Splits[Any]:
+    """As :func:`regard.tasks.encoder.splits`, but ``what`` is the same by ``key`` is held out together or not at all.
+
+    Raises DataError, also if there is only one ``what``.
+    """
+    if data.valid:
+        return splits(data)
+    groups = dict[str, list[Question]]()
+    for each in read(data, data.train):
+        groups.setdefault(key(each), []).append(each)
+    rest, held = hold_out(groups.values())
+    train, valid = ([*chain.from_iterable(some)] for some in (rest, held))
+    if not train:
+        raise DataError(f"{data.train}: one {what} is too few")
+    return {"train": train, "valid": valid, "test": read(data, data.test) if data.test else []}
 
 
 def choices(windows: Sequence[Window]) -> Tensor:

@@ -10,49 +10,41 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from regard.blocks.packed import pack
 from regard.core.errors import ConfigError, DataError, did_you_mean
 from regard.core.types import Batch
 from regard.data.learn import TokenizerKind, train_tokenizer
-from regard.data.loader import Loader
 from regard.data.phrases import phrases
 from regard.data.source import Rows, mapped
 from regard.data.split import Splits
 from regard.data.tables import table, text
 from regard.data.tokenize import UNCUT, Tokenizer
-from regard.generate.beam import Beam
-from regard.generate.decode import Pick, greedy
 from regard.tasks.encoder import (
     WINDOW,
-    batches,
+    EncoderTask,
     by_length,
     check_files,
     check_known,
     frame,
-    inputs,
     known_labels,
     knows_types,
     load_labels,
-    loader,
     logits,
     numbers,
     read,
     save_labels,
     sides,
     splits,
-    whereabouts,
-    with_head,
 )
-from regard.tasks.task import Prepare, Scored, some
+from regard.tasks.task import Scored
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "nl", "pl", "pt")
 """Those that there is to tell apart without data."""
@@ -182,20 +174,15 @@ def languages() -> Splits[Labelled]:
     return {"train": split["train"], "valid": split["valid"], "test": split["test"]}
 
 
-class Classify:
+class Classify(EncoderTask[Labelled, Example]):
     """Texts to rows of tokens, and scores to classes."""
 
     monitor = "accuracy"
+    head, what, embedded = "classify", "classes", "the phrases"
     sequences: tuple[str, ...] = ("text",)
 
     def __init__(self, data: LabelledText, tokenizer: Tokenizer, labels: tuple[str, ...]) -> None:
-        self.data, self.tokenizer, self.labels = data, tokenizer, labels
-        self.typed = False
-
-    def configure(self, model: Any) -> Any:
-        """The configuration with these classes. Raises ConfigError as :func:`regard.tasks.encoder.with_head`."""
-        self.typed = knows_types(model)
-        return with_head(model, "classify", "classes", self.data, self.tokenizer, self.labels)
+        super().__init__(data, tokenizer, labels)
 
     def encode(self, examples: Sequence[Labelled]) -> list[Example]:
         """What the model reads of each. Raises DataError for a class that was not there to learn from."""
@@ -205,7 +192,7 @@ class Classify:
 
     def inputs(self, rows: Sequence[tuple[Any, ...]], *, typed: bool) -> Batch:
         """``tokens``, ``valid``, and ``types`` of pairs, for models that know types."""
-        return inputs(rows, self.tokenizer, typed=typed and self.data.pair is not None)
+        return super().inputs(rows, typed=typed and self.data.pair is not None)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """As :meth:`inputs`, with ``targets`` [B]: the numbers of the classes."""
@@ -216,42 +203,8 @@ class Classify:
         """Tokens of each example, special ones included, before anything is cut off."""
         return [(len(tokens),) for tokens, _ in frame(self.tokenizer, [value.texts for value in values], UNCUT)]
 
-    def example(self, value: Labelled) -> Batch:
-        """One example as a batch."""
-        return self.batch(self.encode([value]))
-
-    def pieces(self, name: str, row: Sequence[int], /) -> list[str]:
-        """The text of each token, or the name of each class."""
-        return [self.labels[number] for number in row] if name == "targets" else self.tokenizer.pieces(row)
-
-    @cached_property
-    def examples(self) -> list[Example]:
-        """What there is to learn from."""
-        return self.encode([*self.data.splits["train"]])
-
-    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Example]:
-        """The training batches."""
-        return loader(self.data, self.examples, self.batch, seed=seed, prepare=prepare, rank=rank, world=world)
-
-    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
-        """The file, and the number in it of the first of a training batch's examples."""
-        return whereabouts(self.data, int(rows[0]), repeat(1), "the phrases")
-
-    def validation(self) -> Sequence[Batch]:
-        """The held-out examples in batches of the same size as training's."""
-        return self._validation
-
-    @cached_property
-    def _validation(self) -> list[Batch]:
-        return batches(self.encode(self.data.splits["valid"]), self.batch, self.data.max_tokens)
-
-    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - the classes tell more
-        """Accuracy and macro F1 on the held-out examples."""
-        return self.score(model, self.data.splits["valid"]).scores
-
-    def score(self, model: Any, examples: Sequence[Labelled], method: Pick | Beam = greedy) -> Scored:  # noqa: ARG002
-        """Accuracy and macro F1 on any examples. Raises InputError for none."""
-        some(examples)
+    def judge(self, model: Any, examples: Sequence[Labelled]) -> Scored:
+        """Accuracy and macro F1."""
         outputs = [label for label, _ in self.classes(model, [example.texts for example in examples])]
         table = self.confusion(examples, outputs)
         return Scored(compared(table), {"accuracy": f"{int(table.trace()):,} of {len(examples):,}"}, outputs)
@@ -261,19 +214,12 @@ class Classify:
         true, said = (numbers(some, self.labels, "class") for some in ((each.label for each in examples), outputs))
         return confusion(true, said, len(self.labels))
 
-    def predict(
-        self,
-        model: Any,
-        texts: Sequence[str],
-        method: Pick | Beam = greedy,  # noqa: ARG002
-        max_tokens: int | None = None,  # noqa: ARG002
-    ) -> Iterator[str]:
+    def say(self, model: Any, texts: Sequence[str]) -> Iterator[str]:
         """The class of each text, in order; of a pair, write both texts with a tab between.
 
         Args:
             model: learnt with this tokenizer and these classes.
             texts: any.
-            method: no matter here, nor ``max_tokens``: nothing is written.
 
         Raises:
             InputError: a text that is no pair where pairs were learnt from, or that is one where not.
@@ -304,7 +250,7 @@ class Classify:
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the classes."""
-        self.tokenizer.save(folder)
+        super().save(folder)
         save_labels(self.labels, folder)
 
 

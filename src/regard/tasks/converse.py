@@ -13,27 +13,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from regard.core.errors import ConfigError, DataError, InputError
-from regard.data.conversation import UNKNOWN, Round, Turn, conversations
+from regard.core.errors import ConfigError, InputError
+from regard.data.conversation import UNKNOWN, Round, conversations
 from regard.data.facts import talks
 from regard.data.learn import train_tokenizer
 from regard.data.source import Rows
-from regard.data.split import hold_out
 from regard.data.squad import Answer
 from regard.data.tokenize import Tokenizer
-from regard.generate.beam import Beam
-from regard.generate.decode import Pick, greedy
-from regard.tasks.answer import NOWHERE, Answering, Found, QuestionText, Window, normalised, overlapping
-from regard.tasks.encoder import WINDOW, read, splits
+from regard.tasks.answer import NOWHERE, Answering, Found, QuestionText, Window, apart, normalised, overlapping
+from regard.tasks.encoder import WINDOW
 from regard.tasks.task import Scored
 
 
@@ -81,15 +75,7 @@ class ConversationText(QuestionText):
     @cached_property
     def splits(self) -> Any:
         """The questions of train, valid and test; no conversation is in two. Raises DataError."""
-        if self.train is None:
-            return talks()
-        if self.valid:
-            return splits(self)
-        rest, held = hold_out(by_conversation(read(self, self.train)))
-        train, valid = ([turn for talk in some for turn in talk] for some in (rest, held))
-        if not train:
-            raise DataError(f"{self.train}: one conversation is too few")
-        return {"train": train, "valid": valid, "test": read(self, self.test) if self.test else []}
+        return talks() if self.train is None else apart(self, attrgetter("conversation"), "conversation")
 
     def rows(self, spec: str) -> Rows[Any]:
         """The questions of a file, and what is malformed in it. Raises DataError."""
@@ -132,15 +118,6 @@ class Conversing(Answering):
             for window, place in zip(found, places, strict=True)
         ]
 
-    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
-        """The file, and the name of the question of which a training batch's first window is."""
-        place = int(rows[0])
-        for each in self.data.splits["train"]:
-            place -= len(self.marked(each))
-            if place < 0:
-                break
-        return f"{self.data.train or 'the facts'}, question {each.id}"
-
     def compare(self, outputs: list[str], examples: Sequence[Any]) -> Scored:
         """F1 and exact match, and the shares of questions and conversations that are answered as by people, 0 to 100.
 
@@ -168,19 +145,12 @@ class Conversing(Answering):
         about = f"of {len(kept):,} questions" + f", {len(found) - len(kept):,} left out" * (len(kept) < len(found))
         return Scored(scores, {"f1": about, "heq_d": f"of {len(talks):,} conversations"}, outputs)
 
-    def predict(
-        self,
-        model: Any,
-        texts: Sequence[str],
-        method: Pick | Beam = greedy,  # noqa: ARG002
-        max_tokens: int | None = None,  # noqa: ARG002
-    ) -> Iterator[str]:
+    def say(self, model: Any, texts: Sequence[str]) -> Iterator[str]:
         """The answers of each conversation: its questions and then its passage, with tabs between; so are the answers.
 
         Args:
             model: learnt with this tokenizer.
             texts: conversations.
-            method: no matter here, nor ``max_tokens``: nothing is written.
 
         Raises:
             InputError: a text without a tab.
@@ -249,8 +219,3 @@ def nearest(founded: Answer, said: str) -> Answer:
                 best = max(best, (f1, -abs(end - start - len(said)), -start, end))
     _, _, start, end = best
     return Answer(founded.text[-start:end], founded.start - start)
-
-
-def by_conversation(turns: Iterable[Turn]) -> list[list[Turn]]:
-    """The questions of each conversation."""
-    return [[*some] for _, some in groupby(turns, attrgetter("conversation"))]

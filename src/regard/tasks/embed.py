@@ -161,7 +161,7 @@ class Embedder:
         model = zoo.load(place, dtype=dtype, device=device)
         return cls(model, Tokenizer.load(place), Pooling.read(place))
 
-    @torch.inference_mode()
+    @torch.no_grad()  # and not in inference mode: people learn from vectors
     def embed(self, texts: Sequence[str], *, prompt: str | None = None) -> Float[Tensor, "N E"]:
         """The vector of each text; a text is cut at ``max_len`` tokens. The same alone as among others.
 

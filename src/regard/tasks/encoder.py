@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.checkpoint.files import read_json, replacing
+from regard.core.console import quietly
 from regard.core.errors import CheckpointError, ConfigError, DataError, InputError, did_you_mean
 from regard.core.types import Batch
 from regard.data.collate import pad, sequences
@@ -23,8 +26,11 @@ from regard.data.loader import Loader, plan
 from regard.data.source import values
 from regard.data.split import Splits, hold_out, original
 from regard.data.tokenize import Tokenizer
-from regard.tasks.task import Prepare, check_head, vocabulary
+from regard.generate.beam import Beam
+from regard.generate.decode import Pick, greedy
+from regard.tasks.task import Prepare, Scored, check_head, some, vocabulary
 
+E = TypeVar("E")
 R = TypeVar("R", bound=tuple[Any, ...])
 T = TypeVar("T")
 
@@ -32,6 +38,122 @@ LABELS = "labels.json"
 
 WINDOW = 512
 """How many texts wait for each other, so that those of like length are read together."""
+
+
+class EncoderTask(ABC, Generic[E, R]):
+    """Examples of a file to rows that the model reads, and these to batches; tasks say what rows hold and mean.
+
+    The first field of a row are its tokens.
+
+    Attributes:
+        head: the head that the task needs, by its name.
+        what: what the head is for, as in "classes".
+        embedded: what the examples are called that there are without files.
+        labels: what the head's outputs are called, in order.
+        typed: whether the model that learns tells the texts of a pair apart.
+    """
+
+    head: ClassVar[str]
+    what: ClassVar[str]
+    embedded: ClassVar[str]
+
+    def __init__(self, data: Any, tokenizer: Tokenizer, labels: Sequence[str] = ()) -> None:
+        self.data, self.tokenizer, self.labels = data, tokenizer, tuple(labels)
+        self.typed = False
+
+    @abstractmethod
+    def encode(self, examples: Sequence[E]) -> list[R]:
+        """What the model reads of all examples, one after another, and what it is to say."""
+
+    @abstractmethod
+    def batch(self, examples: Sequence[R]) -> Batch:
+        """Rows as a batch."""
+
+    @abstractmethod
+    def judge(self, model: Any, examples: Sequence[E]) -> Scored:
+        """What the model's answers to one or more examples are worth."""
+
+    @abstractmethod
+    def say(self, model: Any, texts: Sequence[str]) -> Iterator[str]:
+        """What the model says of each text, in order; the same alone as among others."""
+
+    def score(self, model: Any, examples: Sequence[E], method: Pick | Beam = greedy) -> Scored:  # noqa: ARG002
+        """As :meth:`judge`; ``method`` is no matter, as nothing is written. Raises InputError for no examples."""
+        some(examples)
+        return self.judge(model, examples)
+
+    def predict(
+        self,
+        model: Any,
+        texts: Sequence[str],
+        method: Pick | Beam = greedy,  # noqa: ARG002
+        max_tokens: int | None = None,  # noqa: ARG002
+    ) -> Iterator[str]:
+        """As :meth:`say`; ``method`` and ``max_tokens`` are no matter, as nothing is written."""
+        return self.say(model, texts)
+
+    def configure(self, model: Any) -> Any:
+        """The configuration with the task's head and labels. Raises ConfigError as :func:`with_head`."""
+        self.typed = knows_types(model)
+        return with_head(model, self.head, self.what, self.data, self.tokenizer, self.labels)
+
+    def inputs(self, rows: Sequence[tuple[Any, ...]], *, typed: bool) -> Batch:
+        """``tokens``, ``valid``, and if ``typed`` also ``types``, of rows whose second field these are."""
+        batch = sequences([row[0] for row in rows], self.tokenizer.pad)
+        return batch | ({"types": pad([row[1] for row in rows], 0)} if typed else {})
+
+    def example(self, value: E) -> Batch:
+        """One example as a batch."""
+        return self.batch(self.encode([value]))
+
+    def pieces(self, name: str, row: Sequence[int], /) -> list[str]:
+        """The text of each token, or the name of each label."""
+        return [self.labels[number] for number in row] if name == "targets" else self.tokenizer.pieces(row)
+
+    @cached_property
+    def examples(self) -> list[R]:
+        """The rows that there are to learn from."""
+        return self.encode([*self.data.splits["train"]])
+
+    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[R]:
+        """The training batches."""
+        return loader(self.data, self.examples, self.batch, seed=seed, prepare=prepare, rank=rank, world=world)
+
+    def rows_of(self, example: E) -> int:  # noqa: ARG002 - a task may go by it
+        """How many rows an example has."""
+        return 1
+
+    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
+        """The file, and the number in it of the example that a training batch's first row is of."""
+        counts = map(self.rows_of, self.data.splits["train"])
+        return whereabouts(self.data, int(rows[0]), counts, self.embedded)
+
+    def validation(self) -> Sequence[Batch]:
+        """The held-out examples in batches of the same size as training's."""
+        return self._validation
+
+    @cached_property
+    def _validation(self) -> list[Batch]:
+        rows = self.encode(self.data.splits["valid"])
+        return [self.batch([rows[i] for i in near]) for near in plan(lengths_of(rows), self.data.max_tokens)]
+
+    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - what it says tells more
+        """As :meth:`score`, on the held-out examples."""
+        with quietly():
+            return self.score(model, self.data.splits["valid"]).scores
+
+    def show(self, batch: Batch) -> str:
+        """The first row of a batch."""
+        return repr(self.tokenizer.decode(batch["tokens"][0].tolist()))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer, and what else was learnt from the data."""
+        self.tokenizer.save(folder)
+
+
+def lengths_of(rows: Sequence[tuple[Any, ...]]) -> list[tuple[int]]:
+    """How many tokens each row has."""
+    return [(len(row[0]),) for row in rows]
 
 
 def check_files(data: Any, without: str) -> None:
@@ -101,12 +223,6 @@ def frame(
     ]
 
 
-def inputs(rows: Sequence[tuple[Any, ...]], tokenizer: Tokenizer, *, typed: bool) -> Batch:
-    """``tokens``, ``valid``, and if ``typed`` also ``types``, of rows as :func:`frame` gives them."""
-    batch = sequences([row[0] for row in rows], tokenizer.pad)
-    return batch | ({"types": pad([row[1] for row in rows], 0)} if typed else {})
-
-
 def sides(text: str, pair: str | None) -> tuple[str, ...]:
     """A text by itself, or if it is a ``pair``, the two that have a tab between. Raises InputError if it is not."""
     found = tuple(text.split("\t")) if pair else (text,)
@@ -140,7 +256,7 @@ def loader(
             digest.update(np.asarray(field).tobytes())
     return Loader(
         rows,
-        [(len(row[0]),) for row in rows],
+        lengths_of(rows),
         batch,
         max_tokens=data.max_tokens,
         seed=seed,
@@ -150,11 +266,6 @@ def loader(
         rank=rank,
         world=world,
     )
-
-
-def batches(rows: Sequence[R], batch: Callable[[Sequence[R]], Batch], max_tokens: int) -> list[Batch]:
-    """The rows in batches, always the same."""
-    return [batch([rows[i] for i in some]) for some in plan([(len(row[0]),) for row in rows], max_tokens)]
 
 
 def whereabouts(data: Any, row: int, counts: Iterable[int], what: str) -> str:
@@ -179,8 +290,8 @@ def by_length(rows: Sequence[R], run: Callable[[list[R]], Tensor], max_tokens: i
     A row's first field are its tokens.
     """
     found = [torch.empty(0)] * len(rows)
-    for some in plan([(len(row[0]),) for row in rows], max_tokens):
-        for i, made in zip(some, run([rows[i] for i in some]).cpu(), strict=True):
+    for near in plan(lengths_of(rows), max_tokens):
+        for i, made in zip(near, run([rows[i] for i in near]).cpu(), strict=True):
             found[i] = made
     return found
 

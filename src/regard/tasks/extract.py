@@ -10,22 +10,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from regard.blocks.packed import pack
-from regard.core.console import quietly
 from regard.core.errors import ConfigError
 from regard.core.types import IGNORE, Batch
-from regard.data.collate import pad, sequences
 from regard.data.learn import TokenizerKind, train_tokenizer
-from regard.data.loader import Loader
 from regard.data.notices import notices
 from regard.data.pairs import Pair
 from regard.data.sentences import sentences
@@ -33,23 +30,18 @@ from regard.data.source import Rows
 from regard.data.split import Splits
 from regard.data.summaries import summaries
 from regard.data.tokenize import Tokenizer
-from regard.generate.beam import Beam
-from regard.generate.decode import Pick, greedy
 from regard.tasks import rouge
 from regard.tasks.encoder import (
     WINDOW,
-    batches,
+    EncoderTask,
     by_length,
     check_files,
     knows_types,
-    loader,
     logits,
     read,
     splits,
-    whereabouts,
-    with_head,
 )
-from regard.tasks.task import Prepare, Scored, some, tell_cut
+from regard.tasks.task import Scored, tell_cut
 
 LABELS = "out", "in"
 """Whether a sentence is out of the summary or in it."""
@@ -148,20 +140,15 @@ class DocumentText:
 DATA = DocumentText
 
 
-class Extract:
+class Extract(EncoderTask[Pair, Read]):
     """Documents to rows of tokens, and scores of sentences to extracts."""
 
     monitor = "rougeL"
+    head, what, embedded = "tag", "sentences", "the notices"
     sequences: tuple[str, ...] = ("document",)
 
     def __init__(self, data: DocumentText, tokenizer: Tokenizer) -> None:
-        self.data, self.tokenizer = data, tokenizer
-        self.typed = False
-
-    def configure(self, model: Any) -> Any:
-        """The configuration with a head for sentences. Raises ConfigError as :func:`regard.tasks.encoder.with_head`."""
-        self.typed = knows_types(model)
-        return with_head(model, "tag", "sentences", self.data, self.tokenizer, LABELS)
+        super().__init__(data, tokenizer, LABELS)
 
     def encode(self, examples: Sequence[Pair]) -> list[Read]:
         """What the model reads of each document, and which sentences it is to choose."""
@@ -181,11 +168,6 @@ class Extract:
         tell_cut([sum(map(len, each)) for each in rows], self.data.max_len)
         return [framed(each, len(before), after, self.data.max_len) for each in rows]
 
-    def inputs(self, rows: Sequence[Read], *, typed: bool) -> Batch:
-        """``tokens``, ``valid``, and ``types`` for models that know types."""
-        batch = sequences([row.tokens for row in rows], self.tokenizer.pad)
-        return batch | ({"types": pad([row.types for row in rows], 0)} if typed else {})
-
     def batch(self, examples: Sequence[Read]) -> Batch:
         """As :meth:`inputs`, with ``targets`` [B S]: 1 or 0 where a sentence begins, IGNORE elsewhere."""
         batch = self.inputs(examples, typed=self.typed)
@@ -201,46 +183,8 @@ class Extract:
         rows = iter(self.tokenizer.encode_batch([*chain.from_iterable(cut)]))
         return [(sum(len(next(rows)) + around for _ in each),) for each in cut]
 
-    def example(self, value: Pair) -> Batch:
-        """One document as a batch."""
-        return self.batch(self.encode([value]))
-
-    def pieces(self, name: str, row: Sequence[int], /) -> list[str]:
-        """The text of each token, or whether a sentence is in the summary."""
-        return [LABELS[number] for number in row] if name == "targets" else self.tokenizer.pieces(row)
-
-    @cached_property
-    def examples(self) -> list[Read]:
-        """What there is to learn from."""
-        return self.encode([*self.data.splits["train"]])
-
-    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Read]:
-        """The training batches."""
-        return loader(self.data, self.examples, self.batch, seed=seed, prepare=prepare, rank=rank, world=world)
-
-    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
-        """The file, and the number in it of the first of a training batch's documents."""
-        return whereabouts(self.data, int(rows[0]), repeat(1), "the notices")
-
-    def validation(self) -> Sequence[Batch]:
-        """The held-out documents in batches of the same size as training's."""
-        return self._validation
-
-    @cached_property
-    def _validation(self) -> list[Batch]:
-        return batches(self.encode(self.data.splits["valid"]), self.batch, self.data.max_tokens)
-
-    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - the extracts tell more
-        """As :meth:`score`, on the held-out documents."""
-        with quietly():
-            return self.score(model, self.data.splits["valid"]).scores
-
-    def score(self, model: Any, examples: Sequence[Pair], method: Pick | Beam = greedy) -> Scored:  # noqa: ARG002
-        """ROUGE of the extracts beside the summaries; also of the first sentences, and of the best (:func:`oracle`).
-
-        Raises InputError for no examples.
-        """
-        some(examples)
+    def judge(self, model: Any, examples: Sequence[Pair]) -> Scored:
+        """ROUGE of the extracts beside the summaries; also of the first sentences, and of the best (:func:`oracle`)."""
         data = self.data
         outputs = [*self.predict(model, [document for document, _ in examples])]
         lead, best = list[str](), list[str]()
@@ -251,19 +195,12 @@ class Extract:
         references = [summary for _, summary in examples]
         return rouge.scored(outputs, references, stemmed=data.stemmed, lead=lead, oracle=best)
 
-    def predict(
-        self,
-        model: Any,
-        texts: Sequence[str],
-        method: Pick | Beam = greedy,  # noqa: ARG002
-        max_tokens: int | None = None,  # noqa: ARG002
-    ) -> Iterator[str]:
+    def say(self, model: Any, texts: Sequence[str]) -> Iterator[str]:
         """The extract of each text: the sentences that are chosen, in the text's order, a line each.
 
         Args:
             model: learnt with this tokenizer.
             texts: any.
-            method: no matter here, nor ``max_tokens``: nothing is written.
         """
         for scored in self.scores(model, texts):
             kept = choose(scored, self.data.num_sentences, blocking=self.data.block_trigrams)
@@ -283,14 +220,6 @@ class Extract:
             for each, row in zip(cut, rows, strict=True):
                 shown = next(found)[torch.from_numpy(row.places).long()].tolist() if len(row.tokens) else []
                 yield [*zip(each, shown, strict=False)]
-
-    def show(self, batch: Batch) -> str:
-        """The first document of a batch."""
-        return repr(self.tokenizer.decode(batch["tokens"][0].tolist()))
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer."""
-        self.tokenizer.save(folder)
 
 
 def framed(rows: Sequence[Sequence[int]], start: int, after: Sequence[int], max_len: int) -> Read:

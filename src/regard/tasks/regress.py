@@ -11,14 +11,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from regard import zoo
 from regard.blocks.packed import pack
@@ -26,31 +25,24 @@ from regard.checkpoint.files import read_json, replacing
 from regard.core.errors import CheckpointError, ConfigError
 from regard.core.types import Batch
 from regard.data.learn import TokenizerKind, train_tokenizer
-from regard.data.loader import Loader
 from regard.data.numerals import numerals
 from regard.data.source import Rows, mapped
 from regard.data.split import Splits
 from regard.data.tables import table, text
 from regard.data.tokenize import UNCUT, Tokenizer
-from regard.generate.beam import Beam
-from regard.generate.decode import Pick, greedy
 from regard.tasks.encoder import (
     WINDOW,
-    batches,
+    EncoderTask,
     by_length,
     check_files,
     frame,
-    inputs,
     knows_types,
-    loader,
     logits,
     read,
     sides,
     splits,
-    whereabouts,
-    with_head,
 )
-from regard.tasks.task import Prepare, Scored, some
+from regard.tasks.task import Scored
 
 SCALE = "scale.json"
 
@@ -202,20 +194,16 @@ def number(row: dict[str, Any], column: str) -> float:
     return found
 
 
-class Regress:
+class Regress(EncoderTask[Measured, Example]):
     """Texts to rows of tokens, and what the model says to numbers."""
 
     monitor = "r2"
+    head, what, embedded = "classify", "numbers", "the numerals"
     sequences: tuple[str, ...] = ("text",)
 
     def __init__(self, data: MeasuredText, tokenizer: Tokenizer, scale: Scale) -> None:
-        self.data, self.tokenizer, self.scale = data, tokenizer, scale
-        self.typed = False
-
-    def configure(self, model: Any) -> Any:
-        """The configuration with these numbers. Raises ConfigError as :func:`regard.tasks.encoder.with_head`."""
-        self.typed = knows_types(model)
-        return with_head(model, "classify", "numbers", self.data, self.tokenizer, self.data.numbers)
+        super().__init__(data, tokenizer, data.numbers)
+        self.scale = scale
 
     def encode(self, examples: Sequence[Measured]) -> list[Example]:
         """What the model reads of each, and what it is to say."""
@@ -224,8 +212,8 @@ class Regress:
         return [Example(*row, target) for row, target in zip(framed, targets, strict=True)]
 
     def inputs(self, rows: Sequence[tuple[Any, ...]], *, typed: bool) -> Batch:
-        """As :func:`regard.tasks.encoder.inputs`."""
-        return inputs(rows, self.tokenizer, typed=typed and self.data.pair is not None)
+        """``tokens``, ``valid``, and ``types`` of pairs, for models that know types."""
+        return super().inputs(rows, typed=typed and self.data.pair is not None)
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """As :meth:`inputs`, with ``targets`` [B N]: the numbers as the model is to say them."""
@@ -236,45 +224,15 @@ class Regress:
         """Tokens of each example, special ones included, before anything is cut off."""
         return [(len(tokens),) for tokens, _ in frame(self.tokenizer, [value.texts for value in values], UNCUT)]
 
-    def example(self, value: Measured) -> Batch:
-        """One example as a batch."""
-        return self.batch(self.encode([value]))
-
     def pieces(self, name: str, row: Sequence[int], /) -> list[str]:
         """The text of each token, or the numbers as they are."""
         return written(self.scale.up(np.asarray(row))) if name == "targets" else self.tokenizer.pieces(row)
 
-    @cached_property
-    def examples(self) -> list[Example]:
-        """What there is to learn from."""
-        return self.encode([*self.data.splits["train"]])
-
-    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Example]:
-        """The training batches."""
-        return loader(self.data, self.examples, self.batch, seed=seed, prepare=prepare, rank=rank, world=world)
-
-    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
-        """The file, and the number in it of the first of a training batch's examples."""
-        return whereabouts(self.data, int(rows[0]), repeat(1), "the numerals")
-
-    def validation(self) -> Sequence[Batch]:
-        """The held-out examples in batches of the same size as training's."""
-        return self._validation
-
-    @cached_property
-    def _validation(self) -> list[Batch]:
-        return batches(self.encode(self.data.splits["valid"]), self.batch, self.data.max_tokens)
-
-    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - the numbers tell more
-        """As :meth:`score`, on the held-out examples."""
-        return self.score(model, self.data.splits["valid"]).scores
-
-    def score(self, model: Any, examples: Sequence[Measured], method: Pick | Beam = greedy) -> Scored:  # noqa: ARG002
+    def judge(self, model: Any, examples: Sequence[Measured]) -> Scored:
         """How near what the model says comes to the numbers of any examples (:func:`compared`).
 
-        Of several numbers these are means over them, with those of each: ``pearson/width``. Raises InputError for none.
+        Of several numbers these are means over them, with those of each: ``pearson/width``.
         """
-        some(examples)
         said = np.stack([*self.numbers(model, [example.texts for example in examples])])
         true = np.array([example.numbers for example in examples])
         each = [compared(said[:, i], true[:, i]) for i in range(true.shape[1])]
@@ -284,19 +242,12 @@ class Regress:
             scores |= {f"{metric}/{name}": value for name, found in named for metric, value in found.items()}
         return Scored(scores, {}, ["\t".join(written(row)) for row in said])
 
-    def predict(
-        self,
-        model: Any,
-        texts: Sequence[str],
-        method: Pick | Beam = greedy,  # noqa: ARG002
-        max_tokens: int | None = None,  # noqa: ARG002
-    ) -> Iterator[str]:
+    def say(self, model: Any, texts: Sequence[str]) -> Iterator[str]:
         """The numbers of each text, in order, with tabs between; of a pair, write both texts with a tab between.
 
         Args:
             model: learnt with this tokenizer and this scale.
             texts: any.
-            method: no matter here, nor ``max_tokens``: nothing is written.
 
         Raises:
             InputError: a text that is no pair where pairs were learnt from, or that is one where not.
@@ -323,7 +274,7 @@ class Regress:
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the scale."""
-        self.tokenizer.save(folder)
+        super().save(folder)
         with replacing(folder) as staged:
             found = {"mean": self.scale.mean, "deviation": self.scale.deviation}
             (staged / SCALE).write_text(json.dumps(found) + "\n", encoding="utf-8")

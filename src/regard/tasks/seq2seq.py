@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from regard.blocks.packed import pack
 from regard.core.console import console, quietly
-from regard.core.errors import DataError, InputError
+from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE, Batch
 from regard.data.cache import Corpus, tokenised
 from regard.data.collate import pad, sequences
@@ -346,8 +346,10 @@ class Seq2Seq:
 def writing(model: Any, tokenizer: Tokenizer, start: int) -> Any:
     """The configuration of an encoder-decoder that writes from this token, with the tokenizer's size and others.
 
-    Raises ConfigError if it has too few rows.
+    Raises ConfigError if it has too few rows, or does not write about what it has read.
     """
+    if not hasattr(model, "num_decoder_layers"):
+        raise ConfigError(f"{type(model).__name__} has no decoder that reads an encoder; transformer, t5 and bart have")
     special: dict[str, Any] = {"pad_token": tokenizer.pad, "bos_token": start, "eos_token": tokenizer.eos}
     own: dict[str, Any] = {
         "start_token": start, "first_token": None, "last_token": None, "head": "seq2seq_lm", "labels": (),

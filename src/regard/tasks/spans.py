@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from regard.core.errors import ConfigError, InputError
+from regard.core.errors import InputError
 from regard.data.learn import TokenizerKind
 from regard.data.tokenize import Tokenizer
 from regard.generate.beam import Beam
@@ -70,9 +70,7 @@ class SpanLanguage(MaskedLanguage):
         return tokenizer
 
     def configure(self, model: Any) -> Any:
-        """As :meth:`Language.configure`. Raises ConfigError for a model that does not write about what it has read."""
-        if not hasattr(model, "num_decoder_layers"):
-            raise ConfigError(f"{type(model).__name__} has no decoder that reads an encoder; transformer has")
+        """As :func:`regard.tasks.seq2seq.writing`."""
         return writing(model, self.tokenizer, self.start_token)
 
     def note(self, count: int) -> str:

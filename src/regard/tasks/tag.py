@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from regard.blocks.packed import pack
 from regard.core.errors import ConfigError
@@ -26,31 +26,25 @@ from regard.core.types import IGNORE, Batch
 from regard.data.collate import sequences
 from regard.data.conll import Sentence, sentences
 from regard.data.learn import TokenizerKind, train_tokenizer
-from regard.data.loader import Loader
 from regard.data.phrases import phrases
 from regard.data.source import Rows, mapped
 from regard.data.split import Splits
 from regard.data.tokenize import Tokenizer
-from regard.generate.beam import Beam
-from regard.generate.decode import Pick, greedy
 from regard.tasks.encoder import (
     WINDOW,
-    batches,
+    EncoderTask,
     by_length,
     check_files,
     check_known,
     known_labels,
     load_labels,
-    loader,
     logits,
     numbers,
     read,
     save_labels,
     splits,
-    whereabouts,
-    with_head,
 )
-from regard.tasks.task import Prepare, Scored, decodes, some
+from regard.tasks.task import Scored, decodes
 
 SCHEME = re.compile(r"O|[BIES](-.*)?")
 """A tag that says where in a span its word is."""
@@ -173,20 +167,21 @@ def _mixed(group: Sequence[tuple[str, str]], rng: random.Random) -> Sentence:
     return Sentence(tuple(words), tuple(tags))
 
 
-class Tag:
+class Tag(EncoderTask[Sentence, Piece]):
     """Words to rows of tokens, and scores to tags."""
 
     monitor = "f1"
+    head, what, embedded = "tag", "tags", "the phrases"
     sequences: tuple[str, ...] = ("sentence",)
 
     def __init__(self, data: TaggedText, tokenizer: Tokenizer, labels: tuple[str, ...]) -> None:
-        self.data, self.tokenizer, self.labels = data, tokenizer, labels
+        super().__init__(data, tokenizer, labels)
         self.decoding = False  # until a configuration says so
 
     def configure(self, model: Any) -> Any:
         """The configuration with these tags. Raises ConfigError as :func:`regard.tasks.encoder.with_head`."""
         self.decoding = decodes(model)
-        return with_head(model, "tag", "tags", self.data, self.tokenizer, self.labels)
+        return super().configure(model)
 
     def encode(self, examples: Sequence[Sentence]) -> list[Piece]:
         """The pieces of all sentences, one after another. Raises DataError for a tag that is not known."""
@@ -235,60 +230,22 @@ class Tag:
         extra = sum(map(len, self.tokenizer.around))
         return [(sum(map(len, words)) + extra,) for words in self.tokenizer.encode_words([v.words for v in values])]
 
-    def example(self, value: Sentence) -> Batch:
-        """One sentence as a batch of its pieces."""
-        return self.batch(self.encode([value]))
+    def rows_of(self, example: Sentence) -> int:
+        """How many pieces a sentence has."""
+        return len(self.cut([example.words])[0])
 
-    def pieces(self, name: str, row: Sequence[int], /) -> list[str]:
-        """The text of each token, or each tag."""
-        return [self.labels[number] for number in row] if name == "targets" else self.tokenizer.pieces(row)
-
-    @cached_property
-    def examples(self) -> list[Piece]:
-        """What there is to learn from."""
-        return self.encode([*self.data.splits["train"]])
-
-    def loader(self, *, seed: int, prepare: Prepare, rank: int = 0, world: int = 1) -> Loader[Piece]:
-        """The training batches."""
-        return loader(self.data, self.examples, self.batch, seed=seed, prepare=prepare, rank=rank, world=world)
-
-    def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
-        """The file, and the number in it of the sentence that a training batch's first piece is of."""
-        counts = (len(self.cut([example.words])[0]) for example in self.data.splits["train"])
-        return whereabouts(self.data, int(rows[0]), counts, "the phrases")
-
-    def validation(self) -> Sequence[Batch]:
-        """The held-out sentences in batches of the same size as training's."""
-        return self._validation
-
-    @cached_property
-    def _validation(self) -> list[Batch]:
-        return batches(self.encode(self.data.splits["valid"]), self.batch, self.data.max_tokens)
-
-    def metrics(self, model: nn.Module, nll: float) -> dict[str, float]:  # noqa: ARG002 - the spans tell more
-        """Precision, recall and F1 of the spans in the held-out sentences, and accuracy of their tags."""
-        return self.score(model, self.data.splits["valid"]).scores
-
-    def score(self, model: Any, examples: Sequence[Sentence], method: Pick | Beam = greedy) -> Scored:  # noqa: ARG002
-        """As :meth:`metrics`, on any sentences. Raises InputError for none."""
-        some(examples)
+    def judge(self, model: Any, examples: Sequence[Sentence]) -> Scored:
+        """Precision, recall and F1 of spans, and accuracy of tags."""
         words = [example.words for example in examples]
         said = [*self.tags(model, words)]
         return Scored(*compared([example.tags for example in examples], said), [*map(marked, words, said)])
 
-    def predict(
-        self,
-        model: Any,
-        texts: Sequence[str],
-        method: Pick | Beam = greedy,  # noqa: ARG002
-        max_tokens: int | None = None,  # noqa: ARG002
-    ) -> Iterator[str]:
+    def say(self, model: Any, texts: Sequence[str]) -> Iterator[str]:
         """Each text with a tag behind the words that have one, as in ``Anna/B-PER lives in Rome/B-LOC``.
 
         Args:
             model: learnt with this tokenizer and these tags.
             texts: any; words are what stands between blanks.
-            method: no matter here, nor ``max_tokens``: nothing is written.
         """
         words = [tuple(text.split()) for text in texts]
         yield from map(marked, words, self.tags(model, words))
@@ -313,13 +270,9 @@ class Tag:
                 scores = np.concatenate([next(said).numpy()[places] for _, places in pieces])
                 yield tuple(self.labels[number] for number in likeliest(scores, rules))
 
-    def show(self, batch: Batch) -> str:
-        """The first piece of a batch."""
-        return repr(self.tokenizer.decode(batch["tokens"][0].tolist()))
-
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the tags."""
-        self.tokenizer.save(folder)
+        super().save(folder)
         save_labels(self.labels, folder)
 
 
