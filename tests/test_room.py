@@ -1,16 +1,18 @@
 """What does not fit is told in one line before anything is read; what fits goes where it was asked to."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from regard import room, zoo
+from regard.blocks.packed import pack
 from regard.checkpoint.files import stored_size
 from regard.checkpoint.load import tensors_of
-from regard.core.errors import ConfigError
+from regard.core.errors import ConfigError, InputError, Unsupported
 from regard.models.gpt2 import GPT2Config
-from regard.room import Need, chosen, need
+from regard.room import Need, chosen, need, planned
 
 CPU, ONE, TWO = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 GB = 10**9
@@ -60,6 +62,63 @@ def test_what_does_not_fit_is_told_in_one_line(device: str, what: Need, there: d
         chosen(device, what, there)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_auto_leaves_on_the_cpu_what_a_gpu_has_no_room_for() -> None:
+    names = [f"decoder.blocks.{i}" for i in range(10)]
+    what = replace(needs(12, 1), blocks=dict.fromkeys(names, GB))  # 2 GB are in no block
+    assert planned("auto", what, {ONE: 13 * GB, CPU: 50 * GB}).elsewhere == {}
+    plan = planned("auto", what, {ONE: 6 * GB, TWO: 9 * GB + 1, CPU: 50 * GB})  # 12 and two to compute with, of 9
+    assert (plan.device, plan.elsewhere) == (TWO, dict.fromkeys(names[-1:-6:-1], CPU))
+    assert planned("auto", what, {ONE: 9 * GB, CPU: 5 * GB}).device == ONE
+    assert planned("auto", what, {ONE: 3 * GB, CPU: 50 * GB}).device == CPU
+    with pytest.raises(ConfigError, match="free: cuda:0 has 9 GB, cpu has 4 GB"):
+        planned("auto", what, {ONE: 9 * GB, CPU: 4 * GB})
+    assert planned("auto", replace(what, mapped=True), {ONE: 9 * GB, CPU: 4 * GB}).device == ONE
+    assert planned("cpu", what, {CPU: 50 * GB}).elsewhere == {}
+
+
+def test_a_map_says_where_blocks_lie_and_outputs_do_not_change(tmp_path: Path) -> None:
+    zoo.save(zoo.build(CONFIG), tmp_path)
+    tokens, name = torch.arange(6)[None], "decoder.blocks.1"
+    whole, away = zoo.load(tmp_path), zoo.load(tmp_path, device={"": "cpu", name: "cpu"})
+    packed = pack(away)
+    with torch.no_grad():
+        assert away(tokens=tokens).logits.equal(whole(tokens=tokens).logits)
+        torch.testing.assert_close(packed(tokens=tokens).logits, whole(tokens=tokens).logits)
+    zoo.save(away, tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(Unsupported, match="for inference alone"):
+        away(tokens=tokens)
+
+
+def test_blocks_compute_where_the_map_says(tmp_path: Path) -> None:
+    """On meta nothing mixes with what is on the CPU, as on a GPU."""
+    zoo.save(zoo.build(CONFIG), tmp_path)
+    tokens, names = torch.arange(6, device="meta")[None], ("decoder.blocks.0", "decoder.blocks.2")
+    away = zoo.load(tmp_path, device={"": "meta", **dict.fromkeys(names, "cpu")})
+    kept = {name: value for name, value in zoo.load(tmp_path).state_dict().items() if name.startswith(names)}
+    with torch.no_grad():
+        assert away(tokens=tokens).logits.is_meta
+        with pytest.raises(InputError):
+            away(tokens=tokens[0])
+        assert away(tokens=tokens).hidden.is_meta
+    assert all(away.state_dict()[name].equal(value) for name, value in kept.items())
+    assert away.decoder.blocks[1].attention.mix.q.weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ({"decoder.blocks.1": "cpu"}, "says under '' which of them computes"),
+        ({"": "cpu", "decoder.block.1": "cpu"}, "'decoder.block.1' is no block of this model .did you mean"),
+        ({"": "cpu", "decoder.blocks.1": "cuda:99"}, "no device 'cuda:99' here"),
+    ],
+)
+def test_wrong_maps_are_told(devices: dict, message: str, tmp_path: Path) -> None:
+    zoo.save(zoo.build(CONFIG), tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        zoo.load(tmp_path, device=devices)
 
 
 def test_nothing_is_read_of_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from regard.blocks.residual import Stack
-from regard.core.errors import ConfigError
+from regard.blocks.residual import Block, Stack
+from regard.core.errors import ConfigError, did_you_mean
 
 AUTO = "auto"
-"""In place of a device: the GPU with the most room if the model fits there, else the CPU."""
+"""In place of a device: the GPU with the most room, with as many blocks as fit there; the CPU where none does."""
+
+Devices = torch.device | str | Mapping[str, torch.device | str] | None
+"""Where a model goes: a device, ``auto``, None for the CPU, or a map (:func:`mapped`)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Need:
         weights: all of them.
         block: those of the largest block; a device that computes wants about as much again for what it computes.
         half: all weights in bfloat16.
+        blocks: those of each block, by its name, in order.
         dtype: of the weights; None = as they are stored.
         mapped: whether a CPU reads them from the file as it needs them, so that they take no memory there.
     """
@@ -34,6 +38,7 @@ class Need:
     half: int
     dtype: torch.dtype | None
     mapped: bool
+    blocks: Mapping[str, int] = field(default_factory=dict)
 
     def fits(self, device: torch.device, room: int | None) -> bool:
         """Whether it fits into the room that is on a device; where nobody knows, it may try."""
@@ -53,11 +58,19 @@ def need(model: nn.Module, stored: int, dtype: torch.dtype | None) -> Need:
         dtype: of the weights; None = as stored.
     """
     whole, half = _size(model, dtype), _size(model, torch.bfloat16)
-    blocks = [block for stack in model.modules() if isinstance(stack, Stack) for block in stack.blocks]
-    largest = max((_size(block, dtype) for block in blocks), default=whole)
-    if dtype is None:
-        return Need(stored, stored * largest // max(whole, 1), half, None, mapped=True)
-    return Need(whole, largest, half, dtype, mapped=whole == stored)
+    total = whole if dtype else stored
+    sizes = {name: _size(block, dtype) * total // max(whole, 1) for name, block in blocks(model).items()}
+    largest = max(sizes.values(), default=total)
+    return Need(total, largest, half, dtype, mapped=dtype is None or whole == stored, blocks=sizes)
+
+
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a model's stacks by name, in order; one that stands in several places, once."""
+    stacks = [name for name, stack in model.named_modules() if isinstance(stack, Stack)]
+    prefixes = tuple(f"{name}.blocks." for name in stacks)
+    return {
+        name: block for name, block in model.named_modules() if name.startswith(prefixes) and isinstance(block, Block)
+    }
 
 
 def _size(model: nn.Module, dtype: torch.dtype | None) -> int:
@@ -88,9 +101,11 @@ def _free_memory(system: Path = Path("/")) -> int | None:
     return min(found, default=None)
 
 
-def rooms(device: torch.device | str | None) -> dict[torch.device, int | None]:
+def rooms(device: Devices) -> dict[torch.device, int | None]:
     """What is free on the device that is asked for, or on each GPU for ``auto``, and on the CPU."""
     cpu = torch.device("cpu")
+    if isinstance(device, Mapping):  # who maps knows
+        return {cpu: free(cpu)}
     asked = [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if device == AUTO else [exact(device)]
     return {each: free(each) for each in dict.fromkeys([*asked, cpu])}
 
@@ -126,6 +141,60 @@ def chosen(device: torch.device | str | None, what: Need, there: Mapping[torch.d
     found = ", ".join(f"{each} has {spelled(room)}" for each, room in there.items() if room is not None)
     do = f"load it with {' or '.join(advice)}" if advice else "write it smaller elsewhere (regard convert --dtype)"
     raise ConfigError(f"{what}, and as much again as that block to compute with; free: {found}; {do}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a model goes.
+
+    Attributes:
+        device: which computes, and has all weights but some.
+        elsewhere: the blocks whose weights lie on another device, by name (:mod:`regard.blocks.offload`).
+    """
+
+    device: torch.device
+    elsewhere: Mapping[str, torch.device] = field(default_factory=dict)
+
+
+def planned(devices: Devices, what: Need, there: Mapping[torch.device, int | None]) -> Plan:
+    """Where a model goes. Raises ConfigError as :func:`chosen`, and as :func:`mapped`."""
+    if isinstance(devices, Mapping):
+        return mapped(devices, what)
+    return (_shared(what, there) if devices == AUTO else None) or Plan(chosen(devices, what, there))
+
+
+def _shared(what: Need, there: Mapping[torch.device, int | None]) -> Plan | None:
+    """As many blocks on the GPU with the most room as fit beside two to compute with, and the last on the CPU.
+
+    None where one device has room for all, or these two have not.
+    """
+    cpu, gpus = torch.device("cpu"), [each for each in there if each.type == "cuda"]
+    if not gpus or any(what.fits(each, there[each]) for each in gpus):
+        return None
+    largest = max(gpus, key=lambda each: there[each] or 0)
+    left, out = what.weights + 2 * what.block - (there[largest] or 0), dict[str, int]()
+    for name in reversed([*what.blocks]):
+        if left > 0:
+            out[name] = what.blocks[name]
+            left -= out[name]
+    room = there.get(cpu)
+    if left > 0 or not (what.mapped or room is None or sum(out.values()) <= room):
+        return None
+    return Plan(largest, dict.fromkeys(out, cpu))
+
+
+def mapped(devices: Mapping[str, torch.device | str], what: Need) -> Plan:
+    """The plan that a map says: ``{"": "cuda:0", "decoder.blocks.7": "cpu"}``; "" is the device that computes.
+
+    Raises ConfigError for a name of no block, or where the map does not say what computes.
+    """
+    if "" not in devices:
+        raise ConfigError("a map of devices says under '' which of them computes")
+    named = {name: exact(each) for name, each in devices.items() if name}
+    for name in named:
+        if name not in what.blocks:
+            raise ConfigError(f"'{name}' is no block of this model{did_you_mean(name, what.blocks)}")
+    return Plan(exact(devices[""]), named)
 
 
 def spelled(count: int) -> str:

@@ -22,6 +22,7 @@ from regard.attention.kernel import kernel as kernel_called
 from regard.blocks.adapter import Adapter, adapt, check_apart
 from regard.blocks.init import initialise
 from regard.blocks.names import holders, linears_called
+from regard.blocks.offload import offload
 from regard.checkpoint.files import CONFIG, checksum, inside, read, read_json, reading, settle, stored_size, write
 from regard.checkpoint.head import own_rules, under
 from regard.checkpoint.hub import resolve
@@ -30,7 +31,7 @@ from regard.checkpoint.load import assign, fits, reconcile, tensors_of
 from regard.core.errors import CheckpointError, ConfigError, did_you_mean
 from regard.core.serial import from_json, to_json
 from regard.family import Family
-from regard.room import AUTO, chosen, need, rooms
+from regard.room import AUTO, Devices, Plan, need, planned, rooms
 
 Layout = Literal["regard", "hf"]
 Missing = Literal["head"]
@@ -168,7 +169,7 @@ def load(
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    device: Devices = None,
     kernel: KernelName = "auto",
     missing: Missing | None = None,
     seed: int = 0,
@@ -182,8 +183,10 @@ def load(
     Args:
         folder: a checkpoint, or a run, whose best checkpoint is meant; or, with the hub extra, a hub id.
         dtype: of floating-point weights; as stored unless given.
-        device: where they go; the CPU unless given. ``auto`` is the GPU with the most room if it fits there, else the
-            CPU, whose weights may stay in the file.
+        device: where they go; the CPU unless given, whose weights may stay in the file. ``auto`` is the GPU with the
+            most room; blocks that find none there lie on the CPU, and are brought in for each pass. A map says so for
+            each block: ``{"": "cuda:0", "decoder.blocks.7": "cpu"}``, where "" computes. Such models are for
+            inference alone.
         kernel: how attention is computed.
         missing: ``head`` to take the trunk exactly, leave out what is other heads', and draw what the checkpoint does
             not have of this one, or has in other shapes; None = all must be there and nothing else.
@@ -207,19 +210,21 @@ def load(
         rules, bare = family.keymap(config) if published else None, tensors_of(model)
         if adapter:
             adapt(model, _with_head(adapter, model, config) if missing else adapter)
-        device = _placed(model, folder, dtype, device)
+        plan = _placed(model, folder, dtype, device)
         tensors = read(folder)
     adapters = tensors_of(model).keys() - bare.keys()
     added = {name: tensor for name, tensor in tensors.items() if name in adapters}
     own = {name: tensor for name, tensor in tensors.items() if name not in added}
     try:
         taken = _under_its_head(family, config, bare, own, rules, seed) | added if missing else tensors
-        assign(model, taken, where=folder, rules=rules, dtype=dtype, device=device)
+        assign(model, taken, where=folder, rules=rules, dtype=dtype, device=plan.device, elsewhere=plan.elsewhere)
     except CheckpointError as error:
         if not missing and fits(model, _under_its_head(family, config, bare, own, rules, None) | added, rules):
             hint = "only the head does not fit: missing='head' takes all else, and draws what it lacks"
             raise CheckpointError(f"{error}\n  {hint}") from None
         raise
+    for name in plan.elsewhere:
+        offload(model.get_submodule(name), plan.device)
     return model.eval()
 
 
@@ -280,9 +285,14 @@ def _with_head(adapter: Adapter, model: nn.Module, config: Any) -> Adapter:
     return replace(adapter, whole=tuple(part for part in head_parts(config) if part not in taken))
 
 
-def _check_place(dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+def _check_place(dtype: torch.dtype | None, devices: Devices) -> None:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigError(f"dtype must be a floating-point type such as torch.bfloat16, not {dtype!r}")
+    for device in devices.values() if isinstance(devices, Mapping) else [devices]:
+        _check_device(device)
+
+
+def _check_device(device: torch.device | str | None) -> None:
     try:
         place = torch.device("cpu" if device in (None, AUTO) else device)
     except RuntimeError:
@@ -293,12 +303,10 @@ def _check_place(dtype: torch.dtype | None, device: torch.device | str | None) -
         )
 
 
-def _placed(
-    model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device | str | None
-) -> torch.device:
+def _placed(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: Devices) -> Plan:
     """Where a checkpoint's weights go. Raises ConfigError where they do not fit."""
     try:
-        return chosen(device, need(model, stored_size(folder), dtype), rooms(device))
+        return planned(device, need(model, stored_size(folder), dtype), rooms(device))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
 

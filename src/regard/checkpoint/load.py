@@ -27,6 +27,7 @@ def assign(
     rules: Sequence[Rule] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    elsewhere: Mapping[str, torch.device] | None = None,
 ) -> None:
     """Make ``tensors`` the parameters and buffers of ``model``, which may have been built on the meta device.
 
@@ -40,12 +41,18 @@ def assign(
         rules: the key map of a published layout; None = the model's own names.
         dtype: type of all floating-point tensors; as in the checkpoint unless given.
         device: where they go; where they are unless given.
+        elsewhere: the modules by name whose tensors go to another device.
 
     Raises:
         CheckpointError: anything is missing, unexpected, misshapen or retied.
     """
     expected, found = tensors_of(model), reconciled(model, tensors, where, rules)
-    new = {id(expected[name]): _like(expected[name], tensor, dtype, device) for name, tensor in found.items()}
+    others = {f"{module}.": place for module, place in (elsewhere or {}).items()}
+
+    def place(name: str) -> torch.device | str | None:
+        return next((other for module, other in others.items() if name.startswith(module)), device)
+
+    new = {id(expected[name]): _like(expected[name], tensor, dtype, place(name)) for name, tensor in found.items()}
     model.load_state_dict({name: new[id(old)] for name, old in _named(model).items()}, assign=True)
     for name, buffer in model.named_buffers():
         if buffer.is_meta:
