@@ -311,6 +311,7 @@ def test_texts_are_columns_of_tables(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"text": "four"}\n{"txt": "five"}\n{"text": " "}\n')
     data = PlainText(documents="paragraph")
     assert data.read(str(tmp_path / "a.csv")) == ["one\n\ntwo", "three"]
+    assert replace(data, text="id").read(str(tmp_path / "a.csv")) == ["1", "2"]
     assert [str(row) for row in data.rows(str(tmp_path / "b.jsonl")) if isinstance(row, Fault)] == [
         f"{tmp_path / 'b.jsonl'}, line 2: missing key 'text'; found txt; rename 'txt' to 'text'"
     ]

@@ -42,16 +42,17 @@ BEGINNING = 8
 class PlainText:
     """What to learn to write from. Without ``train``: the reference of the Python language, as Python carries it.
 
-    Files are JSONL, CSV or Parquet with a column ``text`` (:func:`regard.data.tables.table`), else plain text in UTF-8;
-    plain or gzipped; of several, write commas between. Those to learn from need not fit into memory, if each text does,
-    several times over: they are tokenised once, into a cache (:mod:`regard.data.cache`). What comes from the hub or
-    through a pipe is kept in memory.
+    Files are JSONL, CSV or Parquet (:func:`regard.data.tables.table`), else plain text in UTF-8; plain or gzipped; of
+    several, write commas between. Those to learn from need not fit into memory, if each text does, several times over:
+    they are tokenised once, into a cache (:mod:`regard.data.cache`). What comes from the hub or through a pipe is kept
+    in memory.
 
     Attributes:
         train: the files to learn from.
         valid: the files to watch training by; None holds out every twentieth text of ``train``, at most 1,000, or of
             fewer than twenty texts the last twentieth of each.
         test: the files to report on.
+        text: the column of the text, in tables.
         documents: what one text is in a file of plain text: the whole of it, or what stands between blank lines.
         separate: whether texts that share a row are kept apart; else later ones see earlier ones, as in GPT-3.
         tokenizer: a tokenizer.json or its folder; None trains one on ``train``, or if that has more than 25 million
@@ -68,6 +69,7 @@ class PlainText:
     train: str | None = None
     valid: str | None = None
     test: str | None = None
+    text: str = "text"
     documents: Literal["file", "paragraph"] = "file"
     separate: bool = True
     tokenizer: str | None = None
@@ -125,7 +127,7 @@ class PlainText:
     def reading(self) -> str:
         """What decides, beside the bytes of ``train``, which texts are learnt from."""
         forms = [form(path.name) for path in regular(self.train)]
-        return repr((forms, self.documents, None if self.valid else (EVERY, MOST)))
+        return repr((forms, self.text, self.documents, None if self.valid else (EVERY, MOST)))
 
     def read(self, spec: str) -> list[str]:
         """The texts of the files. Raises DataError."""
@@ -147,7 +149,7 @@ class PlainText:
 
     def _rows(self, name: str) -> Rows[str]:
         if form(name) != "tsv":
-            return mapped(lambda row: text(row, "text"), table(name, ["text"]))
+            return mapped(lambda row: text(row, self.text), table(name, [self.text]))
         return documents(name) if self.documents == "paragraph" else whole(name)
 
 
