@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from torch import nn
@@ -227,6 +228,15 @@ def under_each(config: C, names: Iterable[str | None]) -> list[C]:
     return [replace(has, head=name, labels=("",) if name in ("classify", "tag") else ()) for name in names]
 
 
+_DEPTHS = "num_layers", "num_encoder_layers", "num_decoder_layers"
+
+
+def _smaller(size: LayerSizes, heads: int, widths: Sequence[int]) -> LayerSizes:
+    """The layer with its share of 4 heads, and another width for each of ``widths``."""
+    kept, cross = (-(-4 * count // heads) for count in (size.heads, size.cross_heads))
+    return LayerSizes(kept, 64 + 8 * widths.index(size.ffn_dim), cross)
+
+
 def shrink(config: C, **changes: Any) -> C:
     """The same choices at a size for tests: two layers, 4 heads of 4. What is one and the same remains so.
 
@@ -236,12 +246,13 @@ def shrink(config: C, **changes: Any) -> C:
     named = {name: token for name, token in vars(has).items() if name in _TOKENS and token is not None}
     special = sorted(set(named.values()))
     tokens = {name: special.index(token) for name, token in named.items()}
-    sizes: dict[str, Any] = {"vocab_size": 32, "embed_dim": 16, "ffn_dim": 64, "num_heads": 4, "max_seq_len": 32}
-    sizes["num_layers"] = min(has.num_layers, 2)
-    if has.layers is not None:
-        kept = has.layers[: sizes["num_layers"]]
-        widths = sorted({size.ffn_dim for size in kept})
-        sizes["layers"] = tuple(
-            LayerSizes(-(-4 * size.heads // has.num_heads), 64 + 8 * widths.index(size.ffn_dim)) for size in kept
-        )
+    few: dict[str, Any] = {"vocab_size": 32, "embed_dim": 16, "ffn_dim": 64, "num_heads": 4, "max_seq_len": 32}
+    sizes = {name: size for name, size in few.items() if name in vars(has)}
+    depths = {name: getattr(has, name) for name in _DEPTHS if name in vars(has)}
+    sizes |= {name: min(depth, 2) for name, depth in depths.items()}
+    if getattr(has, "layers", None) is not None:
+        ends = accumulate(depths.values())
+        stacks = zip(ends, depths.values(), strict=True)
+        kept = [size for end, depth in stacks for size in has.layers[end - depth : end][:2]]
+        sizes["layers"] = tuple(_smaller(size, has.num_heads, sorted({size.ffn_dim for size in kept})) for size in kept)
     return replace(has, **{**sizes, **tokens, **changes})

@@ -24,7 +24,18 @@ from regard.blocks.init import normal
 from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.checkpoint.keymap import Constant, Repeat, Reshape, Rule
 from regard.core.errors import ConfigError
-from regard.family import Family, LayerSizes, activation_of, check_config, head_of, labels_of, pair, word_of, words_of
+from regard.family import (
+    Family,
+    LayerSizes,
+    activation_of,
+    check_config,
+    head_of,
+    labels_of,
+    pair,
+    shrink,
+    word_of,
+    words_of,
+)
 
 Variant = Literal["bart", "mbart", "pegasus"]
 HeadName = Literal["seq2seq_lm", "classify", "answer"]
@@ -364,29 +375,6 @@ def _words(config: BartConfig) -> dict[str, Any]:
     }
 
 
-def tiny(config: BartConfig) -> BartConfig:
-    """The same choices at a size for tests. What is one and the same (special tokens, widths of layers) remains so."""
-    named = {name: token for name, token in vars(config).items() if name.endswith("_token") and token is not None}
-    special = sorted(set(named.values()))
-    renamed: dict[str, Any] = {name: special.index(token) for name, token in named.items()}
-    encoder, decoder = min(config.num_encoder_layers, 2), min(config.num_decoder_layers, 2)
-    first = config.num_encoder_layers
-    sizes = [config.sizes(i) for i in (*range(encoder), *range(first, first + decoder))]
-    widths = sorted({size.ffn_dim for size in sizes})
-
-    def few(heads: int) -> int:
-        return -(-4 * heads // config.num_heads)
-
-    layers = tuple(
-        LayerSizes(few(size.heads), 24 + 8 * widths.index(size.ffn_dim), few(size.cross_heads)) for size in sizes
-    )
-    return replace(
-        config, vocab_size=32, embed_dim=16, ffn_dim=24, num_heads=4, num_encoder_layers=encoder,
-        num_decoder_layers=decoder, max_seq_len=32, layers=None if config.layers is None else layers,
-        **renamed,
-    )  # fmt: skip
-
-
 _LARGE: dict[str, Any] = {
     "embed_dim": 1024, "ffn_dim": 4096, "num_heads": 16, "num_encoder_layers": 12, "num_decoder_layers": 12,
 }  # fmt: skip
@@ -400,7 +388,7 @@ FAMILY = Family(
     keymap=keymap,
     from_hf=from_hf,
     to_hf=to_hf,
-    tiny=tiny,
+    tiny=shrink,
     heads=heads,
     sizes={
         "bart-base": BartConfig(),

@@ -7,7 +7,7 @@ dropout between them, as Zaremba et al. 2014 train them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,7 +21,7 @@ from regard.blocks.embed import Embedding, Head, check_tokens, check_valid
 from regard.blocks.recurrence import CellName, Recurrence, State
 from regard.core.errors import ConfigError, InputError
 from regard.core.types import Index, Output
-from regard.family import Family, check_config
+from regard.family import Family, check_config, shrink
 
 
 @dataclass(frozen=True)
@@ -214,17 +214,6 @@ def unpublished(config: RecurrentConfig) -> dict[str, object]:
     raise ConfigError(f"there is no published layout for {config.cell} language models")
 
 
-def tiny(config: RecurrentConfig) -> RecurrentConfig:
-    """The same choices at a size for tests."""
-    named = (config.pad_token, config.bos_token, config.eos_token)
-    special = sorted({token for token in named if token is not None})
-    pad, bos, eos = (None if token is None else special.index(token) for token in named)
-    return replace(
-        config, vocab_size=32, embed_dim=16, num_layers=min(config.num_layers, 2), max_seq_len=32,
-        pad_token=pad, bos_token=bos, eos_token=eos,
-    )  # fmt: skip
-
-
 FAMILY = Family(
     name="recurrent",
     model_types=(),
@@ -233,7 +222,7 @@ FAMILY = Family(
     keymap=lambda _config: [],
     from_hf=lambda _theirs: RecurrentConfig(),
     to_hf=unpublished,
-    tiny=tiny,
+    tiny=shrink,
     sizes={
         "lstm-medium": RecurrentConfig(),
         "lstm-large": RecurrentConfig(embed_dim=1500, dropout=0.65, embed_dropout=0.65),

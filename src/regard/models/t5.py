@@ -22,7 +22,17 @@ from regard.blocks.norm import RMSNorm
 from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.checkpoint.keymap import Repeat, Rule, Unread
 from regard.core.errors import ConfigError
-from regard.family import Family, LayerSizes, activation_of, check_config, head_of, labels_of, word_of, words_of
+from regard.family import (
+    Family,
+    LayerSizes,
+    activation_of,
+    check_config,
+    head_of,
+    labels_of,
+    shrink,
+    word_of,
+    words_of,
+)
 
 Variant = Literal["t5", "mt5"]
 HeadName = Literal["seq2seq_lm", "encode", "classify", "tag", "answer"]
@@ -343,27 +353,8 @@ def _words(config: T5Config) -> dict[str, Any]:
 
 
 def tiny(config: T5Config) -> T5Config:
-    """The same choices at a size for tests. What is one and the same (special tokens, widths of layers) remains so."""
-    named = (config.pad_token, config.bos_token, config.eos_token)
-    special = sorted({token for token in named if token is not None})
-    encoder, decoder = min(config.num_encoder_layers, 2), min(config.num_decoder_layers, 2)
-    first = config.num_encoder_layers
-    sizes = [config.sizes(layer) for layer in (*range(encoder), *range(first, first + decoder))]
-    widths = sorted({size.ffn_dim for size in sizes})
-
-    def few(heads: int) -> int:
-        return -(-4 * heads // config.num_heads)
-
-    layers = tuple(
-        LayerSizes(few(size.heads), 24 + 8 * widths.index(size.ffn_dim), few(size.cross_heads)) for size in sizes
-    )
-    return replace(
-        config, vocab_size=32, embed_dim=16, ffn_dim=24, num_heads=4, num_encoder_layers=encoder,
-        num_decoder_layers=decoder, max_seq_len=32, pad_token=special.index(config.pad_token),
-        head_dim=4 if config.num_heads * config.head_dim == config.embed_dim else 6,
-        bos_token=None if config.bos_token is None else special.index(config.bos_token),
-        eos_token=special.index(config.eos_token), layers=None if config.layers is None else layers,
-    )  # fmt: skip
+    """As :func:`regard.family.shrink`, with heads that are wider than a share of the state where they were."""
+    return shrink(config, head_dim=4 if config.num_heads * config.head_dim == config.embed_dim else 6)
 
 
 _SIZES: dict[str, dict[str, Any]] = {

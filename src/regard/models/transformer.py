@@ -22,7 +22,7 @@ from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.blocks.trunk import sharing
 from regard.checkpoint.keymap import Constant, Repeat, Reshape, Rule
 from regard.core.errors import ConfigError
-from regard.family import Family, LayerSizes, check_config
+from regard.family import Family, LayerSizes, check_config, shrink
 
 
 @dataclass(frozen=True)
@@ -371,34 +371,11 @@ def to_hf(config: TransformerConfig) -> dict[str, Any]:
 
 
 def tiny(config: TransformerConfig) -> TransformerConfig:
-    """The same choices at a size for tests. What is one and the same (special tokens, widths of layers) remains so."""
-    special = sorted({config.pad_token, config.bos_token, config.eos_token})
-    encoder, decoder = min(config.num_encoder_layers, 2), min(config.num_decoder_layers, 2)
-    first = config.num_encoder_layers
-    sizes = [config.sizes(i) for i in (*range(encoder), *range(first, first + decoder))]
-    widths = sorted({size.ffn_dim for size in sizes})
-
-    def few(heads: int) -> int:
-        return -(-4 * heads // config.num_heads)
-
-    layers = tuple(
-        LayerSizes(few(size.heads), 24 + 8 * widths.index(size.ffn_dim), few(size.cross_heads)) for size in sizes
-    )
-    return replace(
-        config,
-        vocab_size=32,
-        embed_dim=16,
-        ffn_dim=24,
-        num_heads=4,
-        num_encoder_layers=encoder,
-        num_decoder_layers=decoder,
-        max_seq_len=32,
-        pad_token=special.index(config.pad_token),
-        bos_token=special.index(config.bos_token),
-        eos_token=special.index(config.eos_token),
-        never=tuple(special.index(token) for token in config.never if token in special),
-        layers=None if config.layers is None else layers,
-    )
+    """As :func:`regard.family.shrink`, with the same special tokens that are never written."""
+    small = shrink(config)
+    names = ("pad_token", "bos_token", "eos_token")
+    renamed = {getattr(config, name): getattr(small, name) for name in names}
+    return replace(small, never=tuple(renamed[token] for token in config.never if token in renamed))
 
 
 FAMILY = Family(
