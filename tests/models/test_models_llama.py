@@ -330,7 +330,7 @@ def test_configurations_of_all_years_are_read() -> None:
 @pytest.mark.parametrize(
     ("model_type", "changes", "says"),
     [
-        ("llama", {"hidden_act": "mish"}, "activation 'mish' is none of silu"),
+        ("llama", {"hidden_act": "mish"}, "activation 'mish' is none of gelu_new"),
         ("llama", {"architectures": ["LlamaForPreTraining"]}, "'LlamaForPreTraining' is not supported; there are"),
         (
             "llama",

@@ -96,7 +96,7 @@ def render(template: str, told: Mapping[str, Any], names: dict[str, str], specia
     messages = data["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise InputError("messages must be a list of objects, each with 'role' and 'content'")
-    mark = _marking(special)
+    mark = _marking(frozenset(special))
     marked = {name: _marked(value, mark) for name, value in data.items()}
     try:
         return program.render(names | marked)
@@ -117,7 +117,8 @@ def unmarked(text: str) -> str:
     return text.replace(MARK, "").replace(ALONE, "")
 
 
-def _marking(special: Collection[str]) -> Callable[[str], str]:
+@lru_cache(maxsize=8)
+def _marking(special: frozenset[str]) -> Callable[[str], str]:
     """What puts marks into a text, so that it spells no name, neither alone nor with what stands beside it."""
     rests: dict[str, list[str]] = {}
     for name in special:

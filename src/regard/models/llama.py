@@ -28,7 +28,18 @@ from regard.blocks.norm import RMSNorm, UnitRMSNorm
 from regard.blocks.residual import Block, Residual, Stack, branch
 from regard.checkpoint.keymap import Constant, Repeat, Rule, Split
 from regard.core.errors import ConfigError
-from regard.family import Family, check_config, check_survives, check_uniform, labels_of, under_each
+from regard.family import (
+    Family,
+    activation_of,
+    check_config,
+    check_survives,
+    check_uniform,
+    head_of,
+    labels_of,
+    pair,
+    under_each,
+    words_of,
+)
 
 Variant = Literal["llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "phi3"]
 HeadName = Literal["causal_lm", "classify", "tag", "answer"]
@@ -287,12 +298,12 @@ def _layer(config: LlamaConfig) -> list[Rule]:
 
 
 def _linear(theirs: str, ours: str, bias: bool) -> list[Rule]:
-    return [Rule(f"{theirs}.{part}", f"{ours}.{part}") for part in (("weight", "bias") if bias else ("weight",))]
+    return pair(theirs, ours)[: 2 if bias else 1]
 
 
-ACTIVATIONS: dict[str, ActivationName] = {
-    "silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu",
-}  # fmt: skip
+WORDS: dict[ActivationName, str] = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "relu": "relu"}
+"""What published configurations call activations."""
+
 NAMES: dict[Variant, str] = {
     "llama": "Llama", "mistral": "Mistral", "mixtral": "Mixtral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma",
     "phi3": "Phi3",
@@ -353,8 +364,6 @@ def from_hf(theirs: Mapping[str, Any]) -> LlamaConfig:
         if (theirs.get(name) or value) != value:
             raise ConfigError(f"{name} {theirs[name]} is not supported, only {value}")
     activation = theirs.get("hidden_activation") or theirs["hidden_act"]
-    if activation not in ACTIVATIONS:
-        raise ConfigError(f"activation '{activation}' is none of {', '.join(ACTIVATIONS)}")
     kept = {ours: theirs[word] for ours, word in COMMON.items()}
     kept |= {ours: theirs.get(word, default) for ours, (word, default) in OWN[variant].items()}
     kept |= ALWAYS.get(variant, {}) | _rope(theirs)
@@ -362,7 +371,7 @@ def from_hf(theirs: Mapping[str, Any]) -> LlamaConfig:
         kept |= {"window": theirs["sliding_window"], "full_layers": theirs["max_window_layers"]}
     ends = theirs.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
-    head = head_of(theirs.get("architectures"), variant)
+    head = head_of(theirs, {NAMES[variant] + suffix: head for suffix, head in HEADS.items()}, "causal_lm")
     dropped, pad = theirs.get("classifier_dropout"), theirs.get("pad_token_id")
     pad = None if pad == -1 else pad  # as Llama's first files say that there is none
     config = LlamaConfig(
@@ -373,13 +382,11 @@ def from_hf(theirs: Mapping[str, Any]) -> LlamaConfig:
         attn_dropout=theirs.get("attention_dropout", 0.0),
         head_dropout=0.1 if dropped is None else dropped,
         # Gemma's first files say gelu and mean its approximation.
-        activation="gelu_tanh" if (variant, activation) == ("gemma", "gelu") else ACTIVATIONS[activation],
+        activation="gelu_tanh" if (variant, activation) == ("gemma", "gelu") else activation_of(activation),
         tie_head=theirs.get("tie_word_embeddings", variant == "gemma"),
         head=head,
         labels=labels_of(theirs) if head in ("classify", "tag") else (),
-        pad_token=None
-        if theirs.get("pad_token_id") == -1
-        else theirs.get("pad_token_id"),  # as Llama's first files say
+        pad_token=pad,
         bos_token=theirs.get("bos_token_id"),
         eos_token=next(iter(ends), None),
         stop_tokens=tuple(ends[1:]),
@@ -390,15 +397,6 @@ def from_hf(theirs: Mapping[str, Any]) -> LlamaConfig:
             "layer_types: only full_attention in the first layers and sliding_attention after is supported"
         )
     return config
-
-
-def head_of(architectures: Any, variant: Variant) -> HeadName | None:
-    """The head of a published class. Raises ConfigError for one that is not supported."""
-    name = (architectures or [f"{NAMES[variant]}ForCausalLM"])[0]
-    suffix = str(name).removeprefix(NAMES[variant])
-    if suffix not in HEADS:
-        raise ConfigError(f"'{name}' is not supported; there are {', '.join(NAMES[variant] + each for each in HEADS)}")
-    return HEADS[suffix]
 
 
 def _rope(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -445,10 +443,10 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
 def _words(config: LlamaConfig) -> dict[str, Any]:
     """The published configuration, without a look at whether it says all. Older readers understand it, too."""
     variant = config.variant
-    activation = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation), None)
+    activation = WORDS.get(config.activation)
     if activation is None:
         raise ConfigError(f"the published layout has no activation={config.activation!r}")
-    suffixes, classes = {ours: theirs for theirs, ours in HEADS.items()}, dict(enumerate(config.labels))
+    suffixes = {ours: theirs for theirs, ours in HEADS.items()}
     words: dict[str, Any] = {
         "architectures": [NAMES[variant] + suffixes[config.head]],
         "model_type": variant,
@@ -464,6 +462,7 @@ def _words(config: LlamaConfig) -> dict[str, Any]:
         "pad_token_id": config.pad_token,
         "bos_token_id": config.bos_token,
         "eos_token_id": [config.eos_token, *config.stop_tokens] if config.stop_tokens else config.eos_token,
+        **words_of(config.labels),
     }
     if variant == "gemma":
         words["hidden_activation"] = activation
@@ -474,8 +473,6 @@ def _words(config: LlamaConfig) -> dict[str, Any]:
         words |= {"sliding_window": config.window, "max_window_layers": config.full_layers}
     if config.head_dropout != 0.1:
         words["classifier_dropout"] = config.head_dropout
-    if classes:
-        words |= {"id2label": classes, "label2id": {name: number for number, name in classes.items()}}
     return words
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
@@ -27,7 +27,6 @@ from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import Batch
 from regard.data.collate import pad
 from regard.data.facts import facts
-from regard.data.learn import TokenizerKind, train_tokenizer
 from regard.data.source import Rows
 from regard.data.split import Splits, hold_out
 from regard.data.squad import Answer, Question, questions
@@ -35,12 +34,10 @@ from regard.data.tokenize import Tokenizer
 from regard.objectives.point import pointers
 from regard.tasks.encoder import (
     EncoderTask,
+    ExampleText,
     by_length,
-    check_files,
     knows_types,
     logits,
-    read,
-    splits,
 )
 from regard.tasks.task import Scored
 
@@ -88,66 +85,54 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class QuestionText:
+class QuestionText(ExampleText[Question]):
     """What to learn answers from. Without ``train``: questions on what people speak and pay with, from locale data.
 
     Files are those of SQuAD, version 1.1 or 2.0 (:func:`regard.data.squad.questions`), plain or gzipped.
 
     Attributes:
-        train: the file to learn from.
         valid: the file to watch training by; None holds out every twentieth passage of ``train``, at most 1,000.
-        test: the file to report on.
         no_answer: whether a passage may have no answer (Rajpurkar et al. 2018); if not, the best one is always given.
-        tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
-        tokenizer_kind: of the trained tokenizer; see :func:`regard.data.learn.train_tokenizer`.
-        vocab_size: of the trained tokenizer.
         max_len: tokens of a window, with question and special tokens.
         stride: tokens of a passage that a window has in common with the one before.
         max_question: tokens of a question; the end of a longer one is cut off.
         max_answer: tokens of an answer that is given.
-        max_tokens: of a batch, padding included.
-        num_workers: processes that make batches ahead of time; 0 makes each when it is asked for.
     """
 
     task: ClassVar[str] = "answer"
+    embedded: ClassVar[str] = "the facts"
+    least: ClassVar[Mapping[str, int]] = dict.fromkeys(
+        ("max_len", "stride", "max_question", "max_answer", "max_tokens"), 1
+    )
 
-    train: str | None = None
-    valid: str | None = None
-    test: str | None = None
     no_answer: bool = False
-    tokenizer: str | None = None
-    tokenizer_kind: TokenizerKind = "wordpiece"
-    vocab_size: int = 2000
     max_len: int = 384
     stride: int = 128
     max_question: int = 64
     max_answer: int = 30
     max_tokens: int = 4096
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
-        check_files(self, "the facts")
-        for name in ("max_len", "stride", "max_question", "max_answer", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} {getattr(self, name)} must be at least 1")
+        super().__post_init__()
         if self.max_len - self.max_question - 8 <= self.stride:
             raise ConfigError(
                 f"data.max_len {self.max_len} leaves a passage {self.max_len - self.max_question - 8} tokens beside a "
                 f"question, which must be more than data.stride {self.stride}"
             )
 
-    def open(self, folder: Path | None = None) -> Answering:
-        """The task, with the tokenizer in ``folder``, or with the one that this data asks for."""
-        return Answering(self, Tokenizer.load(folder)) if folder else self.learn(self.splits["train"])
+    def saved(self, folder: Path) -> Answering:
+        """The task, with the tokenizer in ``folder``."""
+        return Answering(self, Tokenizer.load(folder))
 
     def learn(self, examples: Iterable[Question]) -> Answering:
         """The task, with the tokenizer named, or one trained on these questions and passages."""
-        if self.tokenizer:
-            return Answering(self, Tokenizer.load(self.tokenizer))
         asked = [*examples]
         passages = dict.fromkeys(question.context for question in asked)
-        read = chain(passages, (question.question for question in asked))
-        return Answering(self, train_tokenizer(self.tokenizer_kind, read, self.vocab_size, framed=True))
+        return Answering(self, self.learnt(chain(passages, (question.question for question in asked))))
+
+    def generated(self) -> Splits[Question]:
+        """As :func:`regard.data.facts.facts`."""
+        return facts()
 
     @cached_property
     def splits(self) -> Splits[Question]:
@@ -155,11 +140,23 @@ class QuestionText:
 
         Raises DataError.
         """
-        return facts() if self.train is None else apart(self, attrgetter("context"), "passage")
+        return self.generated() if self.train is None else self.apart(attrgetter("context"), "passage")
 
-    def read(self, spec: str) -> list[Question]:
-        """The questions of a file. Raises DataError."""
-        return read(self, spec)
+    def apart(self, key: Callable[[Question], str], what: str) -> Splits[Question]:
+        """As :meth:`from_files`, but what is the same by ``key`` is held out together or not at all.
+
+        Raises DataError, also if all is one ``what``.
+        """
+        if self.valid:
+            return self.from_files()
+        groups = dict[str, list[Question]]()
+        for each in self.read(str(self.train)):
+            groups.setdefault(key(each), []).append(each)
+        rest, held = hold_out(groups.values())
+        train, valid = ([*chain.from_iterable(some)] for some in (rest, held))
+        if not train:
+            raise DataError(f"{self.train}: one {what} is too few")
+        return {"train": train, "valid": valid, "test": self.read(self.test) if self.test else []}
 
     def rows(self, spec: str) -> Rows[Question]:
         """The questions of a file, and its malformed rows. Raises DataError."""
@@ -177,7 +174,7 @@ class Answering(EncoderTask[Question, Window]):
     """
 
     monitor = "f1"
-    head, what, embedded = "answer", "answers", "the facts"
+    head, what = "answer", "answers"
     sequences: tuple[str, ...] = ("question", "passage")
     words: tuple[str, ...] = ()
 
@@ -223,7 +220,7 @@ class Answering(EncoderTask[Question, Window]):
         """The file, and the name of the question that a training batch's first window is of."""
         ends = accumulate(len(self.marked(each)) for each in self.data.splits["train"])
         asked = next(each for each, end in zip(self.data.splits["train"], ends, strict=True) if end > rows[0])
-        return f"{self.data.train or self.embedded}, question {asked.id}"
+        return f"{self.data.train or self.data.embedded}, question {asked.id}"
 
     def judge(self, model: Any, examples: Sequence[Question]) -> Scored:
         """F1 and exact match, 0 to 100."""
@@ -295,23 +292,6 @@ class Answering(EncoderTask[Question, Window]):
         found = sorted(found, key=lambda each: -each.score)[:count]
         shares = np.exp(np.array([each.score for each in found]) - found[0].score)
         return [each._replace(share=float(share / shares.sum())) for each, share in zip(found, shares, strict=True)]
-
-
-def apart(data: Any, key: Callable[[Question], str], what: str) -> Splits[Any]:
-    """As :func:`regard.tasks.encoder.splits`, but ``what`` is the same by ``key`` is held out together or not at all.
-
-    Raises DataError, also if there is only one ``what``.
-    """
-    if data.valid:
-        return splits(data)
-    groups = dict[str, list[Question]]()
-    for each in read(data, data.train):
-        groups.setdefault(key(each), []).append(each)
-    rest, held = hold_out(groups.values())
-    train, valid = ([*chain.from_iterable(some)] for some in (rest, held))
-    if not train:
-        raise DataError(f"{data.train}: one {what} is too few")
-    return {"train": train, "valid": valid, "test": read(data, data.test) if data.test else []}
 
 
 def choices(windows: Sequence[Window]) -> Tensor:

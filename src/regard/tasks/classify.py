@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +20,6 @@ from torch import Tensor
 from regard.blocks.packed import pack
 from regard.core.errors import ConfigError, DataError, did_you_mean
 from regard.core.types import Batch
-from regard.data.learn import TokenizerKind, train_tokenizer
 from regard.data.phrases import phrases
 from regard.data.source import Rows, mapped
 from regard.data.split import Splits
@@ -30,8 +28,8 @@ from regard.data.tokenize import UNCUT, Tokenizer
 from regard.tasks.encoder import (
     WINDOW,
     EncoderTask,
+    ExampleText,
     by_length,
-    check_files,
     check_known,
     frame,
     known_labels,
@@ -39,10 +37,8 @@ from regard.tasks.encoder import (
     load_labels,
     logits,
     numbers,
-    read,
     save_labels,
     sides,
-    splits,
 )
 from regard.tasks.task import Scored
 
@@ -66,57 +62,35 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LabelledText:
+class LabelledText(ExampleText[Labelled]):
     """What to learn classes from. Without ``train``: phrases generated from locale data; the class is their language.
 
     Files are JSONL, CSV, Parquet or TSV (:func:`regard.data.tables.table`), plain or gzipped.
 
     Attributes:
-        train: the file to learn from.
-        valid: the file to watch training by; None holds out every twentieth example of ``train``, at most 1,000.
-        test: the file to report on.
         text: the column of the text.
         pair: the column of a second text, where examples are pairs.
         label: the column of the class.
         columns: the columns of a TSV without a header, in order; label, text and pair unless given.
         labels: the classes, in order; those of ``train`` in alphabetical order unless given.
-        tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
-        tokenizer_kind: of the trained tokenizer; see :func:`regard.data.learn.train_tokenizer`.
-        vocab_size: of the trained tokenizer.
-        max_len: tokens that are read of an example, special ones included; of longer ones the end is cut off.
-        max_tokens: of a batch, padding included.
-        num_workers: processes that make batches ahead of time; 0 makes each when it is asked for.
     """
 
     task: ClassVar[str] = "classify"
+    embedded: ClassVar[str] = "the phrases"
 
-    train: str | None = None
-    valid: str | None = None
-    test: str | None = None
     text: str = "text"
     pair: str | None = None
     label: str = "label"
     columns: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    tokenizer: str | None = None
-    tokenizer_kind: TokenizerKind = "wordpiece"
-    vocab_size: int = 2000
-    max_len: int = 128
-    max_tokens: int = 2048
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
-        check_files(self, "the phrases")
-        for name in ("max_len", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} {getattr(self, name)} must be at least 1")
+        super().__post_init__()
         if len(set(self.labels)) < len(self.labels):
             raise ConfigError("data.labels names a class twice")
 
-    def open(self, folder: Path | None = None) -> Classify:
-        """The task, with the tokenizer and classes in ``folder``, or with those that this data asks for."""
-        if folder is None:
-            return self.learn(self.splits["train"])
+    def saved(self, folder: Path) -> Classify:
+        """The task, with the tokenizer and classes in ``folder``."""
         return Classify(self, Tokenizer.load(folder), load_labels(folder))
 
     def learn(self, examples: Iterable[Labelled]) -> Classify:
@@ -125,19 +99,11 @@ class LabelledText:
         labels = known_labels(self, lambda some: {example.label for example in some}, examples)
         if len(labels) < 2:
             raise DataError(f"{self.train}: all examples are of the class '{labels[0]}'; there must be two or more")
-        if self.tokenizer:
-            return Classify(self, Tokenizer.load(self.tokenizer), labels)
-        read = (text for example in examples for text in example.texts)
-        return Classify(self, train_tokenizer(self.tokenizer_kind, read, self.vocab_size, framed=True), labels)
+        return Classify(self, self.learnt(text for example in examples for text in example.texts), labels)
 
-    @cached_property
-    def splits(self) -> Splits[Labelled]:
-        """The examples of train, valid and test; the last is empty where no file is named. Raises DataError."""
-        return languages() if self.train is None else splits(self)
-
-    def read(self, spec: str) -> list[Labelled]:
-        """The examples of a file. Raises DataError."""
-        return read(self, spec)
+    def generated(self) -> Splits[Labelled]:
+        """As :func:`languages`."""
+        return languages()
 
     def rows(self, spec: str) -> Rows[Labelled]:
         """The examples of a file, and its malformed rows. Raises DataError."""
@@ -178,7 +144,7 @@ class Classify(EncoderTask[Labelled, Example]):
     """Texts to rows of tokens, and scores to classes."""
 
     monitor = "accuracy"
-    head, what, embedded = "classify", "classes", "the phrases"
+    head, what = "classify", "classes"
     sequences: tuple[str, ...] = ("text",)
 
     def __init__(self, data: LabelledText, tokenizer: Tokenizer, labels: tuple[str, ...]) -> None:

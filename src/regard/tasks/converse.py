@@ -22,11 +22,10 @@ from typing import Any, ClassVar, NamedTuple
 from regard.core.errors import ConfigError, InputError
 from regard.data.conversation import UNKNOWN, Round, conversations
 from regard.data.facts import talks
-from regard.data.learn import train_tokenizer
 from regard.data.source import Rows
 from regard.data.squad import Answer
 from regard.data.tokenize import Tokenizer
-from regard.tasks.answer import NOWHERE, Answering, Found, QuestionText, Window, apart, normalised, overlapping
+from regard.tasks.answer import NOWHERE, Answering, Found, QuestionText, Window, normalised, overlapping
 from regard.tasks.encoder import WINDOW
 from regard.tasks.task import Scored
 
@@ -59,23 +58,25 @@ class ConversationText(QuestionText):
         if wrong := [word for word in self.words if normalised(word) != word or " " in word]:
             raise ConfigError(f"data.words: '{wrong[0]}' must be one word in small letters, without punctuation")
 
-    def open(self, folder: Path | None = None) -> Conversing:
-        """The task, with the tokenizer in ``folder``, or with the one that this data asks for."""
-        return Conversing(self, Tokenizer.load(folder)) if folder else self.learn(self.splits["train"])
+    def saved(self, folder: Path) -> Conversing:
+        """The task, with the tokenizer in ``folder``."""
+        return Conversing(self, Tokenizer.load(folder))
 
     def learn(self, examples: Iterable[Any]) -> Conversing:
         """The task, with the tokenizer named, or one trained on these questions and passages."""
-        if self.tokenizer:
-            return Conversing(self, Tokenizer.load(self.tokenizer))
         asked = [*examples]
         passages = dict.fromkeys(each.context for each in asked)
-        read = chain(passages, (" ".join([*self.words, UNKNOWN, each.question]) for each in asked))
-        return Conversing(self, train_tokenizer(self.tokenizer_kind, read, self.vocab_size, framed=True))
+        said = (" ".join([*self.words, UNKNOWN, each.question]) for each in asked)
+        return Conversing(self, self.learnt(chain(passages, said)))
+
+    def generated(self) -> Any:
+        """As :func:`regard.data.facts.talks`."""
+        return talks()
 
     @cached_property
     def splits(self) -> Any:
         """The questions of train, valid and test; no conversation is in two. Raises DataError."""
-        return talks() if self.train is None else apart(self, attrgetter("conversation"), "conversation")
+        return self.generated() if self.train is None else self.apart(attrgetter("conversation"), "conversation")
 
     def rows(self, spec: str) -> Rows[Any]:
         """The questions of a file, and what is malformed in it. Raises DataError."""

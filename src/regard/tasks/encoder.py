@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -22,8 +22,9 @@ from regard.core.console import quietly
 from regard.core.errors import CheckpointError, ConfigError, DataError, InputError, did_you_mean
 from regard.core.types import Batch
 from regard.data.collate import pad, sequences
+from regard.data.learn import TokenizerKind, train_tokenizer
 from regard.data.loader import Loader, plan
-from regard.data.source import values
+from regard.data.source import Rows, values
 from regard.data.split import Splits, hold_out, original
 from regard.data.tokenize import Tokenizer
 from regard.generate.beam import Beam
@@ -40,6 +41,96 @@ WINDOW = 512
 """How many texts wait for each other, so that those of like length are read together."""
 
 
+@dataclass(frozen=True)
+class ExampleText(ABC, Generic[E]):
+    """Files of examples, and how much is read of them at once; tasks say what an example is.
+
+    Attributes:
+        train: the file to learn from.
+        valid: the file to watch training by; None holds out every twentieth example of ``train``, at most 1,000.
+        test: the file to report on.
+        tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
+        tokenizer_kind: of the trained tokenizer; see :func:`regard.data.learn.train_tokenizer`.
+        vocab_size: of the trained tokenizer.
+        max_len: tokens that are read of an example, special ones included; of longer ones the end is cut off.
+        max_tokens: of a batch, padding included.
+        num_workers: processes that make batches ahead of time; 0 makes each when it is asked for.
+    """
+
+    task: ClassVar[str]
+    embedded: ClassVar[str]
+    """What the examples are called that there are without files."""
+
+    least: ClassVar[Mapping[str, int]] = {"max_len": 1, "max_tokens": 1}
+    """The least that settings may be."""
+
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    tokenizer: str | None = None
+    tokenizer_kind: TokenizerKind = "wordpiece"
+    vocab_size: int = 2000
+    max_len: int = 128
+    max_tokens: int = 2048
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_files(self, self.embedded)
+        for name, least in self.least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name} {getattr(self, name)} must be at least {least}")
+
+    @abstractmethod
+    def saved(self, folder: Path) -> EncoderTask[E, Any]:
+        """The task, with what its ``save`` wrote to ``folder``."""
+
+    @abstractmethod
+    def learn(self, examples: Iterable[E]) -> EncoderTask[E, Any]:
+        """The task, with what there is to learn from these examples."""
+
+    @abstractmethod
+    def generated(self) -> Splits[E]:
+        """What there is to learn from without files."""
+
+    @abstractmethod
+    def rows(self, spec: str) -> Rows[E]:
+        """The examples of a file, and its malformed rows. Raises DataError."""
+
+    def open(self, folder: Path | None = None) -> Any:
+        """The task, with what was saved in ``folder``, or with what this data asks for."""
+        return self.saved(folder) if folder else self.learn(self.splits["train"])
+
+    def learnt(self, texts: Iterable[str]) -> Tokenizer:
+        """The tokenizer named, or one trained on these texts."""
+        if self.tokenizer:
+            return Tokenizer.load(self.tokenizer)
+        return train_tokenizer(self.tokenizer_kind, texts, self.vocab_size, framed=True)
+
+    @cached_property
+    def splits(self) -> Splits[E]:
+        """The examples of train, valid and test; the last is empty where no file is named. Raises DataError."""
+        return self.generated() if self.train is None else self.from_files()
+
+    def from_files(self) -> Splits[E]:
+        """What the files hold, read at once; one example in twenty held out where no file is named for it.
+
+        Raises:
+            DataError: as reading does, or there is nothing left to learn from.
+        """
+        train = self.read(str(self.train))
+        valid = self.read(self.valid) if self.valid else []
+        if not valid:
+            rest, valid = hold_out(train)
+            train = [*rest]
+        if not train:
+            raise DataError(f"{self.train}: one example is too few")
+        return {"train": train, "valid": valid, "test": self.read(self.test) if self.test else []}
+
+    def read(self, spec: str) -> list[E]:
+        """The examples of a file. Raises DataError."""
+        return [*values(self.rows(spec))]
+
+
 class EncoderTask(ABC, Generic[E, R]):
     """Examples of a file to rows that the model reads, and these to batches; tasks say what rows hold and mean.
 
@@ -48,14 +139,12 @@ class EncoderTask(ABC, Generic[E, R]):
     Attributes:
         head: the head that the task needs, by its name.
         what: what the head is for, as in "classes".
-        embedded: what the examples are called that there are without files.
         labels: what the head's outputs are called, in order.
         typed: whether the model that learns tells the texts of a pair apart.
     """
 
     head: ClassVar[str]
     what: ClassVar[str]
-    embedded: ClassVar[str]
 
     def __init__(self, data: Any, tokenizer: Tokenizer, labels: Sequence[str] = ()) -> None:
         self.data, self.tokenizer, self.labels = data, tokenizer, tuple(labels)
@@ -126,7 +215,7 @@ class EncoderTask(ABC, Generic[E, R]):
     def where(self, rows: Sequence[int] | NDArray[np.int64]) -> str:
         """The file, and the number in it of the example that a training batch's first row is of."""
         counts = map(self.rows_of, self.data.splits["train"])
-        return whereabouts(self.data, int(rows[0]), counts, self.embedded)
+        return whereabouts(self.data, int(rows[0]), counts, self.data.embedded)
 
     def validation(self) -> Sequence[Batch]:
         """The held-out examples in batches of the same size as training's."""
@@ -160,27 +249,6 @@ def check_files(data: Any, without: str) -> None:
     """Raise ConfigError where files to watch or report on are named, and none to learn from."""
     if data.train is None and (data.valid or data.test):
         raise ConfigError(f"data.valid and data.test need data.train; without it {without} are all three")
-
-
-def splits(data: Any) -> Splits[Any]:
-    """What the data's files hold, read at once; one example in twenty held out where no file is named for it.
-
-    Raises:
-        DataError: as reading does, or there is nothing left to learn from.
-    """
-    train = read(data, data.train)
-    valid = read(data, data.valid) if data.valid else []
-    if not valid:
-        rest, valid = hold_out(train)
-        train = [*rest]
-    if not train:
-        raise DataError(f"{data.train}: one example is too few")
-    return {"train": train, "valid": valid, "test": read(data, data.test) if data.test else []}
-
-
-def read(data: Any, spec: str) -> list[Any]:
-    """The examples of a file. Raises DataError."""
-    return [*values(data.rows(spec))]
 
 
 def known_labels(data: Any, of: Callable[[Iterable[T]], Iterable[str]], examples: Iterable[T]) -> tuple[str, ...]:

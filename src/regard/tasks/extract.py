@@ -7,9 +7,8 @@ layer scores each sentence where it begins. Which sentences to learn from is fou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -20,9 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.blocks.packed import pack
-from regard.core.errors import ConfigError
 from regard.core.types import IGNORE, Batch
-from regard.data.learn import TokenizerKind, train_tokenizer
 from regard.data.notices import notices
 from regard.data.pairs import Pair
 from regard.data.sentences import sentences
@@ -34,12 +31,10 @@ from regard.tasks import rouge
 from regard.tasks.encoder import (
     WINDOW,
     EncoderTask,
+    ExampleText,
     by_length,
-    check_files,
     knows_types,
     logits,
-    read,
-    splits,
 )
 from regard.tasks.task import Scored, tell_cut
 
@@ -64,73 +59,46 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DocumentText:
+class DocumentText(ExampleText[Pair]):
     """What to learn extracts from. Without ``train``: notices generated from locale data, and their headlines.
 
     Files are JSONL, CSV, Parquet or TSV (:func:`regard.data.summaries.summaries`), plain or gzipped. The summaries need
     not be made of sentences of the documents.
 
     Attributes:
-        train: the file to learn from.
-        valid: the file to watch training by; None holds out every twentieth pair of ``train``, at most 1,000.
-        test: the file to report on.
         document: the column of the long text.
         summary: the column of the short one.
         columns: the columns of a TSV without a header, in order; document and summary unless given.
         num_sentences: how many sentences an extract has at most.
         block_trigrams: whether an extract has no two sentences with three words in a row in common.
         stemmed: whether ROUGE compares words of four letters and more by their English stems, as many papers do.
-        tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
-        tokenizer_kind: of the trained tokenizer; see :func:`regard.data.learn.train_tokenizer`.
-        vocab_size: of the trained tokenizer.
         max_len: tokens that are read of a document, special ones included; of longer ones the end is cut off.
-        max_tokens: of a batch, padding included.
-        num_workers: processes that make batches ahead of time; 0 makes each when it is asked for.
     """
 
     task: ClassVar[str] = "extract"
+    embedded: ClassVar[str] = "the notices"
+    least: ClassVar[Mapping[str, int]] = {"num_sentences": 1, "max_len": 8, "max_tokens": 1}
 
-    train: str | None = None
-    valid: str | None = None
-    test: str | None = None
     document: str = "document"
     summary: str = "summary"
     columns: tuple[str, ...] = ()
     num_sentences: int = 3
     block_trigrams: bool = True
     stemmed: bool = False
-    tokenizer: str | None = None
-    tokenizer_kind: TokenizerKind = "wordpiece"
-    vocab_size: int = 2000
     max_len: int = 512
     max_tokens: int = 4096
-    num_workers: int = 0
 
-    def __post_init__(self) -> None:
-        check_files(self, "the notices")
-        for name, least in (("num_sentences", 1), ("max_len", 8), ("max_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} {getattr(self, name)} must be at least {least}")
-
-    def open(self, folder: Path | None = None) -> Extract:
-        """The task, with the tokenizer in ``folder``, or with the one that this data asks for."""
-        return Extract(self, Tokenizer.load(folder)) if folder else self.learn(self.splits["train"])
+    def saved(self, folder: Path) -> Extract:
+        """The task, with the tokenizer in ``folder``."""
+        return Extract(self, Tokenizer.load(folder))
 
     def learn(self, examples: Iterable[Pair]) -> Extract:
         """The task, with the tokenizer named, or one trained on these documents."""
-        if self.tokenizer:
-            return Extract(self, Tokenizer.load(self.tokenizer))
-        documents = (document for document, _ in examples)
-        return Extract(self, train_tokenizer(self.tokenizer_kind, documents, self.vocab_size, framed=True))
+        return Extract(self, self.learnt(document for document, _ in examples))
 
-    @cached_property
-    def splits(self) -> Splits[Pair]:
-        """The pairs of train, valid and test; the last is empty where no file is named. Raises DataError."""
-        return notices() if self.train is None else splits(self)
-
-    def read(self, spec: str) -> list[Pair]:
-        """The pairs of a file. Raises DataError."""
-        return read(self, spec)
+    def generated(self) -> Splits[Pair]:
+        """As :func:`regard.data.notices.notices`."""
+        return notices()
 
     def rows(self, spec: str) -> Rows[Pair]:
         """The pairs of a file, and its malformed rows. Raises DataError."""
@@ -144,7 +112,7 @@ class Extract(EncoderTask[Pair, Read]):
     """Documents to rows of tokens, and scores of sentences to extracts."""
 
     monitor = "rougeL"
-    head, what, embedded = "tag", "sentences", "the notices"
+    head, what = "tag", "sentences"
     sequences: tuple[str, ...] = ("document",)
 
     def __init__(self, data: DocumentText, tokenizer: Tokenizer) -> None:

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,7 +23,6 @@ from regard.blocks.packed import pack
 from regard.checkpoint.files import read_json, replacing
 from regard.core.errors import CheckpointError, ConfigError
 from regard.core.types import Batch
-from regard.data.learn import TokenizerKind, train_tokenizer
 from regard.data.numerals import numerals
 from regard.data.source import Rows, mapped
 from regard.data.split import Splits
@@ -33,14 +31,12 @@ from regard.data.tokenize import UNCUT, Tokenizer
 from regard.tasks.encoder import (
     WINDOW,
     EncoderTask,
+    ExampleText,
     by_length,
-    check_files,
     frame,
     knows_types,
     logits,
-    read,
     sides,
-    splits,
 )
 from regard.tasks.task import Scored
 
@@ -86,74 +82,44 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class MeasuredText:
+class MeasuredText(ExampleText[Measured]):
     """What to learn numbers from. Without ``train``: English numerals; the number is what they are worth.
 
     Files are JSONL, CSV, Parquet or TSV (:func:`regard.data.tables.table`), plain or gzipped.
 
     Attributes:
-        train: the file to learn from.
-        valid: the file to watch training by; None holds out every twentieth example of ``train``, at most 1,000.
-        test: the file to report on.
         text: the column of the text.
         pair: the column of a second text, where examples are pairs.
         numbers: the columns of the numbers.
         columns: the columns of a TSV without a header, in order; numbers, text and pair unless given.
-        tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
-        tokenizer_kind: of the trained tokenizer; see :func:`regard.data.learn.train_tokenizer`.
-        vocab_size: of the trained tokenizer.
-        max_len: tokens that are read of an example, special ones included; of longer ones the end is cut off.
-        max_tokens: of a batch, padding included.
-        num_workers: processes that make batches ahead of time; 0 makes each when it is asked for.
     """
 
     task: ClassVar[str] = "regress"
+    embedded: ClassVar[str] = "the numerals"
 
-    train: str | None = None
-    valid: str | None = None
-    test: str | None = None
     text: str = "text"
     pair: str | None = None
     numbers: tuple[str, ...] = ("number",)
     columns: tuple[str, ...] = ()
-    tokenizer: str | None = None
-    tokenizer_kind: TokenizerKind = "wordpiece"
-    vocab_size: int = 2000
-    max_len: int = 128
-    max_tokens: int = 2048
-    num_workers: int = 0
 
     def __post_init__(self) -> None:
-        check_files(self, "the numerals")
-        for name in ("max_len", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} {getattr(self, name)} must be at least 1")
+        super().__post_init__()
         if not self.numbers or len(set(self.numbers)) < len(self.numbers):
             raise ConfigError("data.numbers must name the columns of the numbers, each once")
 
-    def open(self, folder: Path | None = None) -> Regress:
-        """The task, with the tokenizer and the scale in ``folder``, or with those that this data asks for."""
-        if folder is None:
-            return self.learn(self.splits["train"])
+    def saved(self, folder: Path) -> Regress:
+        """The task, with the tokenizer and the scale in ``folder``."""
         return Regress(self, Tokenizer.load(folder), load_scale(folder, len(self.numbers)))
 
     def learn(self, examples: Iterable[Measured]) -> Regress:
         """The task, with the tokenizer named, or one trained on these texts, and the scale of their numbers."""
         examples = [*examples]
         scale = Scale.of([example.numbers for example in examples])
-        if self.tokenizer:
-            return Regress(self, Tokenizer.load(self.tokenizer), scale)
-        read = (text for example in examples for text in example.texts)
-        return Regress(self, train_tokenizer(self.tokenizer_kind, read, self.vocab_size, framed=True), scale)
+        return Regress(self, self.learnt(text for example in examples for text in example.texts), scale)
 
-    @cached_property
-    def splits(self) -> Splits[Measured]:
-        """The examples of train, valid and test; the last is empty where no file is named. Raises DataError."""
-        return worth() if self.train is None else splits(self)
-
-    def read(self, spec: str) -> list[Measured]:
-        """The examples of a file. Raises DataError."""
-        return read(self, spec)
+    def generated(self) -> Splits[Measured]:
+        """As :func:`worth`."""
+        return worth()
 
     def rows(self, spec: str) -> Rows[Measured]:
         """The examples of a file, and its malformed rows. Raises DataError."""
@@ -198,7 +164,7 @@ class Regress(EncoderTask[Measured, Example]):
     """Texts to rows of tokens, and what the model says to numbers."""
 
     monitor = "r2"
-    head, what, embedded = "classify", "numbers", "the numerals"
+    head, what = "classify", "numbers"
     sequences: tuple[str, ...] = ("text",)
 
     def __init__(self, data: MeasuredText, tokenizer: Tokenizer, scale: Scale) -> None:

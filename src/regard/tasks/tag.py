@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -21,11 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regard.blocks.packed import pack
-from regard.core.errors import ConfigError
 from regard.core.types import IGNORE, Batch
 from regard.data.collate import sequences
 from regard.data.conll import Sentence, sentences
-from regard.data.learn import TokenizerKind, train_tokenizer
 from regard.data.phrases import phrases
 from regard.data.source import Rows, mapped
 from regard.data.split import Splits
@@ -33,16 +30,14 @@ from regard.data.tokenize import Tokenizer
 from regard.tasks.encoder import (
     WINDOW,
     EncoderTask,
+    ExampleText,
     by_length,
-    check_files,
     check_known,
     known_labels,
     load_labels,
     logits,
     numbers,
-    read,
     save_labels,
-    splits,
 )
 from regard.tasks.task import Scored, decodes
 
@@ -76,67 +71,36 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TaggedText:
+class TaggedText(ExampleText[Sentence]):
     """What to learn tags from. Without ``train``: phrases of several kinds, generated from locale data, to tell apart.
 
     Files are those of the CoNLL shared tasks (:func:`regard.data.conll.sentences`), plain or gzipped.
 
     Attributes:
-        train: the file to learn from.
-        valid: the file to watch training by; None holds out every twentieth sentence of ``train``, at most 1,000.
-        test: the file to report on.
         labels: the tags, in order; those of ``train`` in alphabetical order unless given. ``B-`` is added of each kind
             that has ``I-`` only, as spans are read with it.
-        tokenizer: a tokenizer.json or its folder; None trains one on ``train``.
-        tokenizer_kind: of the trained tokenizer; see :func:`regard.data.learn.train_tokenizer`.
-        vocab_size: of the trained tokenizer.
         max_len: tokens that are read at once, special ones included; longer sentences are read in pieces.
-        max_tokens: of a batch, padding included.
-        num_workers: processes that make batches ahead of time; 0 makes each when it is asked for.
     """
 
     task: ClassVar[str] = "tag"
+    embedded: ClassVar[str] = "the phrases"
+    least: ClassVar[Mapping[str, int]] = {"max_len": 8, "max_tokens": 1}
 
-    train: str | None = None
-    valid: str | None = None
-    test: str | None = None
     labels: tuple[str, ...] = ()
-    tokenizer: str | None = None
-    tokenizer_kind: TokenizerKind = "wordpiece"
-    vocab_size: int = 2000
-    max_len: int = 128
-    max_tokens: int = 2048
-    num_workers: int = 0
 
-    def __post_init__(self) -> None:
-        check_files(self, "the phrases")
-        for name, least in (("max_len", 8), ("max_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} {getattr(self, name)} must be at least {least}")
-
-    def open(self, folder: Path | None = None) -> Tag:
-        """The task, with the tokenizer and tags in ``folder``, or with those that this data asks for."""
-        if folder is None:
-            return self.learn(self.splits["train"])
+    def saved(self, folder: Path) -> Tag:
+        """The task, with the tokenizer and tags in ``folder``."""
         return Tag(self, Tokenizer.load(folder), load_labels(folder))
 
     def learn(self, examples: Iterable[Sentence]) -> Tag:
         """The task, with the tokenizer named, or one trained on these sentences, and with their tags."""
         examples = [*examples]
         labels = begun(known_labels(self, lambda some: {tag for example in some for tag in example.tags}, examples))
-        if self.tokenizer:
-            return Tag(self, Tokenizer.load(self.tokenizer), labels)
-        read = (" ".join(example.words) for example in examples)
-        return Tag(self, train_tokenizer(self.tokenizer_kind, read, self.vocab_size, framed=True), labels)
+        return Tag(self, self.learnt(" ".join(example.words) for example in examples), labels)
 
-    @cached_property
-    def splits(self) -> Splits[Sentence]:
-        """The sentences of train, valid and test; the last is empty where no file is named. Raises DataError."""
-        return mixed_phrases() if self.train is None else splits(self)
-
-    def read(self, spec: str) -> list[Sentence]:
-        """The sentences of a file. Raises DataError."""
-        return read(self, spec)
+    def generated(self) -> Splits[Sentence]:
+        """As :func:`mixed_phrases`."""
+        return mixed_phrases()
 
     def rows(self, spec: str) -> Rows[Sentence]:
         """The sentences of a file, each span of which begins with ``B-``; and its malformed rows. Raises DataError."""
@@ -171,7 +135,7 @@ class Tag(EncoderTask[Sentence, Piece]):
     """Words to rows of tokens, and scores to tags."""
 
     monitor = "f1"
-    head, what, embedded = "tag", "tags", "the phrases"
+    head, what = "tag", "tags"
     sequences: tuple[str, ...] = ("sentence",)
 
     def __init__(self, data: TaggedText, tokenizer: Tokenizer, labels: tuple[str, ...]) -> None:
