@@ -68,7 +68,8 @@ def run(request, data, start):
     options = ["--adapter.kind", request.param, "--adapter.rank", "4", "--adapter.targets", "q", "v", "ffn"]
     arguments = ["--start", str(start), "--data.train", str(data / "shapes.tsv"), "--data.max-len", "16"]
     arguments += ["--num-steps", "80", "--valid-every", "40", "--log-every", "10", "--average", "0.9"]
-    arguments += ["--schedule.lr", "1e-2", "--model.dropout", "0", "--model.attn-dropout", "0"]
+    arguments += ["--schedule.shape", "linear", "--schedule.lr", "1e-2", "--objective.consistency", "0"]
+    arguments += ["--model.dropout", "0", "--model.attn-dropout", "0"]
     assert main(["train", "classify_finetune", *arguments, *options, "--out", str(out), "--quiet"]) == 0
     return out
 
