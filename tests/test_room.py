@@ -1,23 +1,33 @@
 """What does not fit is told in one line before anything is read; what fits goes where it was asked to."""
 
+import copy
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from regard import room, zoo
+from regard.blocks.offload import offload
 from regard.blocks.packed import pack
 from regard.checkpoint.files import stored_size
 from regard.checkpoint.load import tensors_of
-from regard.core.errors import ConfigError, InputError, Unsupported
+from regard.core.errors import ConfigError, Unsupported
+from regard.core.types import Context, Index
 from regard.models.gpt2 import GPT2Config
+from regard.models.t5 import T5Config
 from regard.room import Need, chosen, need, planned
 
 CPU, ONE, TWO = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 GB = 10**9
 CONFIG = GPT2Config(vocab_size=30, embed_dim=16, ffn_dim=24, num_heads=2, num_layers=3, max_seq_len=8, bos_token=1,
                     eos_token=1)  # fmt: skip
+
+
+T5 = T5Config(vocab_size=30, embed_dim=16, ffn_dim=24, num_heads=2, head_dim=8, num_encoder_layers=3,
+              num_decoder_layers=3, max_seq_len=8)  # fmt: skip
 
 
 def needs(weights: int, block: int, dtype: torch.dtype | None = torch.float32, *, mapped: bool = False) -> Need:
@@ -78,33 +88,59 @@ def test_auto_leaves_on_the_cpu_what_a_gpu_has_no_room_for() -> None:
     assert planned("cpu", what, {CPU: 50 * GB}).elsewhere == {}
 
 
-def test_a_map_says_where_blocks_lie_and_outputs_do_not_change(tmp_path: Path) -> None:
+def test_an_encoder_goes_before_a_decoder() -> None:
+    names = [f"{side}.blocks.{i}" for side in ("encoder", "decoder") for i in range(3)]
+    what = replace(needs(7, 1), blocks=dict.fromkeys(names, GB))
+    plan = planned("auto", what, {ONE: 5 * GB, CPU: 50 * GB})
+    assert [*plan.elsewhere] == ["encoder.blocks.2", "encoder.blocks.1", "encoder.blocks.0", "decoder.blocks.2"]
+
+
+@torch.no_grad()
+def test_outputs_do_not_depend_on_where_weights_lie(tmp_path: Path) -> None:
     zoo.save(zoo.build(CONFIG), tmp_path)
-    tokens, name = torch.arange(6)[None], "decoder.blocks.1"
-    whole, away = zoo.load(tmp_path), zoo.load(tmp_path, device={"": "cpu", name: "cpu"})
-    packed = pack(away)
-    with torch.no_grad():
-        assert away(tokens=tokens).logits.equal(whole(tokens=tokens).logits)
-        torch.testing.assert_close(packed(tokens=tokens).logits, whole(tokens=tokens).logits)
+    tokens = torch.arange(6)[None]
+    whole, away = zoo.load(tmp_path), zoo.load(tmp_path)
+    offload(away.decoder.blocks[1], CPU)
+    assert away(tokens=tokens).logits.equal(whole(tokens=tokens).logits)
+    for twin in (copy.deepcopy(away), pickle.loads(pickle.dumps(away)), pack(away)):
+        assert twin.decoder.blocks[1].forward.block is twin.decoder.blocks[1]
+        torch.testing.assert_close(twin(tokens=tokens).logits, whole(tokens=tokens).logits)
     zoo.save(away, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(Unsupported, match="for inference alone"):
+    with torch.enable_grad(), pytest.raises(Unsupported, match="for inference alone"):
         away(tokens=tokens)
 
 
-def test_blocks_compute_where_the_map_says(tmp_path: Path) -> None:
-    """On meta nothing mixes with what is on the CPU, as on a GPU."""
-    zoo.save(zoo.build(CONFIG), tmp_path)
-    tokens, names = torch.arange(6, device="meta")[None], ("decoder.blocks.0", "decoder.blocks.2")
+@torch.no_grad()
+@pytest.mark.parametrize("config", [CONFIG, T5], ids=["gpt2", "t5"])
+def test_blocks_compute_where_the_map_says(config: Any, tmp_path: Path) -> None:
+    """On meta nothing mixes with what is on the CPU, as on a GPU; it writes, too, and from a packed twin."""
+    zoo.save(zoo.build(config), tmp_path)
+    whole = zoo.load(tmp_path)
+    names = [name for name in room.blocks(whole) if name.endswith((".0", ".2"))]
     away = zoo.load(tmp_path, device={"": "meta", **dict.fromkeys(names, "cpu")})
-    kept = {name: value for name, value in zoo.load(tmp_path).state_dict().items() if name.startswith(names)}
-    with torch.no_grad():
-        assert away(tokens=tokens).logits.is_meta
-        with pytest.raises(InputError):
-            away(tokens=tokens[0])
-        assert away(tokens=tokens).hidden.is_meta
-    assert all(away.state_dict()[name].equal(value) for name, value in kept.items())
-    assert away.decoder.blocks[1].attention.mix.q.weight.is_meta
+    kept = {name: value for name, value in whole.state_dict().items() if name.startswith(tuple(names))}
+    tokens = torch.arange(6, device="meta")[None]
+    read = {"tokens": tokens} if config is T5 else {}
+    for model in (away, pack(away)):
+        decoding = model.begin(**read)
+        assert decoding.feed(tokens[:, :2]).is_meta
+        assert decoding.feed(tokens[:, 2:3]).is_meta
+    for name, value in away.state_dict().items():
+        assert value.equal(kept[name]) if name in kept else value.is_meta
+
+
+def test_an_interrupted_pass_leaves_weights_where_they_lie() -> None:
+    block = zoo.build(CONFIG).decoder.blocks[0]
+    offload(block, torch.device("meta"))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    block.attention.register_forward_pre_hook(interrupt)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        block(torch.zeros(1, 2, 16, device="meta"), Context(Index.count(2)))
+    assert not any(parameter.is_meta for parameter in block.parameters())
 
 
 @pytest.mark.parametrize(
@@ -113,6 +149,8 @@ def test_blocks_compute_where_the_map_says(tmp_path: Path) -> None:
         ({"decoder.blocks.1": "cpu"}, "says under '' which of them computes"),
         ({"": "cpu", "decoder.block.1": "cpu"}, "'decoder.block.1' is no block of this model .did you mean"),
         ({"": "cpu", "decoder.blocks.1": "cuda:99"}, "no device 'cuda:99' here"),
+        ({"": "auto"}, "a map of devices names one for '', not 'auto'"),
+        ({"": "cpu", "decoder.blocks.1": None}, "names one for 'decoder.blocks.1', not None"),
     ],
 )
 def test_wrong_maps_are_told(devices: dict, message: str, tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ class Need:
         weights: all of them.
         block: those of the largest block; a device that computes wants about as much again for what it computes.
         half: all weights in bfloat16.
-        blocks: those of each block, by its name, in order.
         dtype: of the weights; None = as they are stored.
         mapped: whether a CPU reads them from the file as it needs them, so that they take no memory there.
+        blocks: those of each block, by its name, in order.
     """
 
     weights: int
@@ -93,19 +93,25 @@ def _free_memory(system: Path = Path("/")) -> int | None:
     with suppress(OSError, ValueError):
         lines = (system / "proc/meminfo").read_text().splitlines()
         found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError):
         group = system / "sys/fs/cgroup"
-        taken = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(taken["inactive_file"])  # pages that it gives back
-        found.append(int((group / "memory.max").read_text()) - used)
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(limit - used + _reclaimable(group / "memory.stat"))
     return min(found, default=None)
+
+
+def _reclaimable(stat: Path) -> int:
+    """The bytes of files' pages that a control group gives back; 0 where it does not say."""
+    with suppress(OSError, ValueError):
+        return int(dict(line.split() for line in stat.read_text().splitlines()).get("inactive_file", 0))
+    return 0
 
 
 def rooms(device: Devices) -> dict[torch.device, int | None]:
     """What is free on the device that is asked for, or on each GPU for ``auto``, and on the CPU."""
     cpu = torch.device("cpu")
     if isinstance(device, Mapping):  # who maps knows
-        return {cpu: free(cpu)}
+        return {}
     asked = [torch.device("cuda", n) for n in range(torch.cuda.device_count())] if device == AUTO else [exact(device)]
     return {each: free(each) for each in dict.fromkeys([*asked, cpu])}
 
@@ -173,8 +179,10 @@ def _shared(what: Need, there: Mapping[torch.device, int | None]) -> Plan | None
         return None
     largest = max(gpus, key=lambda each: there[each] or 0)
     left, out = what.weights + 2 * what.block - (there[largest] or 0), dict[str, int]()
-    for name in reversed([*what.blocks]):
-        if left > 0:
+    stacks = dict.fromkeys(name.rpartition(".")[0] for name in what.blocks)
+    # An encoder's go first: it runs once for a text, and a decoder for each token.
+    for name in (f"{stack}.{i}" for stack in stacks for i in reversed(range(len(what.blocks)))):
+        if left > 0 and name in what.blocks:
             out[name] = what.blocks[name]
             left -= out[name]
     room = there.get(cpu)
@@ -190,11 +198,13 @@ def mapped(devices: Mapping[str, torch.device | str], what: Need) -> Plan:
     """
     if "" not in devices:
         raise ConfigError("a map of devices says under '' which of them computes")
-    named = {name: exact(each) for name, each in devices.items() if name}
-    for name in named:
+    place, named = exact(devices[""]), {name: exact(each) for name, each in devices.items() if name}
+    for name, each in named.items():
         if name not in what.blocks:
             raise ConfigError(f"'{name}' is no block of this model{did_you_mean(name, what.blocks)}")
-    return Plan(exact(devices[""]), named)
+        if place.type == "cpu" and each.type == "cuda":
+            raise ConfigError(f"'{name}' cannot lie on {each} while the CPU computes; name a GPU under ''")
+    return Plan(place, {name: each for name, each in named.items() if each != place})
 
 
 def spelled(count: int) -> str:

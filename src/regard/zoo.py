@@ -288,7 +288,12 @@ def _with_head(adapter: Adapter, model: nn.Module, config: Any) -> Adapter:
 def _check_place(dtype: torch.dtype | None, devices: Devices) -> None:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigError(f"dtype must be a floating-point type such as torch.bfloat16, not {dtype!r}")
-    for device in devices.values() if isinstance(devices, Mapping) else [devices]:
+    if not isinstance(devices, Mapping):
+        _check_device(devices)
+        return
+    for name, device in devices.items():
+        if device in (None, AUTO):
+            raise ConfigError(f"a map of devices names one for '{name}', not {device!r}")
         _check_device(device)
 
 

@@ -18,7 +18,7 @@ from regard.attention.position import ALiBi, sinusoid_table
 from regard.checkpoint.keymap import Rule, to_theirs
 from regard.core.errors import CheckpointError, ConfigError, InputError
 from regard.core.types import Index
-from regard.models.transformer import LayerSizes, Transformer, TransformerConfig, from_hf, to_hf
+from regard.models.transformer import FAMILY, LayerSizes, Transformer, TransformerConfig, from_hf, to_hf
 
 transformers = pytest.importorskip("transformers")
 
@@ -416,3 +416,9 @@ def test_a_swapped_part_is_not_lost_by_saving(tmp_path: Path) -> None:
 def test_a_prompt_that_is_no_tensor_is_named() -> None:
     with pytest.raises(InputError, match="prompt is str, not a tensor of token ids"):
         regard.generate(small(), "the red cat")
+
+
+def test_what_is_never_written_stays_so_in_a_small_model():
+    config = TransformerConfig(vocab_size=58101, pad_token=58100, bos_token=58100, eos_token=0, never=(58100,))
+    small = FAMILY.tiny(config)
+    assert (small.pad_token, small.bos_token, small.eos_token, small.never) == (1, 1, 0, (1,))

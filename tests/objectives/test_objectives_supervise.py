@@ -161,11 +161,23 @@ def test_two_passes_agree_as_in_r_drop(smoothing):
     assert loss.count == 10
 
 
-def test_without_dropout_two_passes_are_one():
+def test_without_dropout_two_passes_say_what_one_does(monkeypatch):
+    monkeypatch.setattr(supervise, "CHUNK", 5)
     torch.manual_seed(0)
-    model = Dropped(nn.Linear(E, V, dtype=torch.float64))
+    model = Table(nn.Linear(E, V, dtype=torch.float64)).train()
     batch = {"tokens": torch.randint(V, (3, 4)), "targets": torch.randint(V, (3, 4))}
-    model.eval()
+    one, two = (Supervise(0.1, consistency=weight).loss(model, batch) for weight in (0.0, 3.0))
+    torch.testing.assert_close(one.sum, two.sum, rtol=1e-12, atol=0)
+    assert two.parts["divergence"] == 0
+    wanted = [*model.parameters()]
+    for a, b in zip(*(torch.autograd.grad(loss.sum, wanted) for loss in (one, two)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_one_pass_validates():
+    torch.manual_seed(0)
+    model = Dropped(nn.Linear(E, V, dtype=torch.float64)).eval()
+    batch = {"tokens": torch.randint(V, (3, 4)), "targets": torch.randint(V, (3, 4))}
     one, two = (Supervise(0.1, consistency=weight).loss(model, batch) for weight in (0.0, 3.0))
     assert torch.equal(one.sum, two.sum)
     assert one.parts.keys() == two.parts.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from regard.data.learn import train_tokenizer
 from regard.data.squad import Answer, Question
 from regard.models.bert import BertConfig
 from regard.objectives.point import Point, pointers
+from regard.tasks import answer
 from regard.tasks.answer import NOWHERE, Answering, QuestionText, compared, likeliest
 
 PASSAGE = (
@@ -154,7 +156,7 @@ def test_figures_are_those_of_the_reference_program(pairs):
     assert compared(outputs, known).scores == pytest.approx({name: float(value) for name, value in expected.items()})
 
 
-def test_passages_are_held_out_whole(tmp_path):
+def test_passages_are_held_out_whole(tmp_path, monkeypatch):
     asked = [{"id": f"{{}}{i}", "question": "who?", "answers": [{"text": "he", "answer_start": 0}]} for i in range(3)]
     paragraphs = [
         {"context": f"he is {n}", "qas": [each | {"id": each["id"].format(n)} for each in asked]}
@@ -166,6 +168,8 @@ def test_passages_are_held_out_whole(tmp_path):
     assert (len(held), len(learnt), held & learnt) == (2, 38, set())
     assert len(data.splits["valid"]) == 9
     assert data.open().where([4]) == f"{data.train}, question 21"
+    monkeypatch.setattr(answer, "MOST", 5)
+    assert len(replace(data).splits["valid"]) == 6
     (tmp_path / "one.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs[:1]}]}))
     with pytest.raises(DataError, match="one passage is too few"):
         _ = QuestionText(train=str(tmp_path / "one.json")).splits

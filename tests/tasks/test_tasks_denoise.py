@@ -9,8 +9,10 @@ import pytest
 import regard
 from regard.cli import main
 from regard.core.errors import ConfigError, InputError
+from regard.data.learn import train_tokenizer
 from regard.models.gpt2 import GPT2Config
-from regard.tasks.denoise import SpoiltText
+from regard.models.transformer import TransformerConfig
+from regard.tasks.denoise import Restored, SpoiltText
 
 
 @pytest.fixture(scope="module")
@@ -60,5 +62,19 @@ def test_a_summarizer_begins_with_what_was_learnt(run, tmp_path):
 def test_what_cannot_be_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="text 1 has no <mask>"):
         [*regard.predict(run, ["the cat"])]
+    task = SpoiltText(train=str(run.parent / "train.txt"), vocab_size=300).open()
     with pytest.raises(ConfigError, match="GPT2Config has no decoder that reads an encoder; transformer, t5 and bart"):
-        SpoiltText(train=str(run.parent / "train.txt"), vocab_size=300).open().configure(GPT2Config())
+        task.configure(GPT2Config())
+    with pytest.raises(ConfigError, match=r"data\.seq_len 128 is more than the model's 16 positions"):
+        task.configure(TransformerConfig(max_seq_len=16))
+
+
+def test_an_end_is_said_whatever_the_tokenizer_puts_around_texts(run):
+    tokenizer = train_tokenizer("bpe", ["one two three"], 300)
+    assert tokenizer.around == ([], [])
+    batch = Restored(SpoiltText(seq_len=8), tokenizer).example("one two three one two three one two three")
+    assert len(batch["tokens"]) > 1
+    assert [row[valid][-1] for row, valid in zip(batch["tokens"], batch["valid"], strict=True)] == (
+        [tokenizer.eos] * len(batch["tokens"])
+    )
+    assert batch["tokens"].shape[1] <= 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regard.core.errors import Unsupported
 
@@ -14,23 +14,32 @@ def offload(block: nn.Module, device: torch.device) -> None:
     """Compute the block on ``device``, wherever its weights lie: they are copied there for each pass, and let go of.
 
     Hidden states, masks and caches never leave the device, so nothing else needs to know. The block is for inference
-    alone from then on: a pass with gradients raises Unsupported.
+    alone from then on, by one thread at a time: a pass that records gradients raises Unsupported.
     """
     block.requires_grad_(requires_grad=False)
-    at_home: list[list[tuple[dict[str, Any], dict[str, Any]]]] = []
+    block.forward = Away(block, device)
 
-    def bring(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0]
-        if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+
+class Away:
+    """The forward pass of a block whose weights lie elsewhere; a copy of the block has one of its own."""
+
+    def __init__(self, block: nn.Module, device: torch.device) -> None:
+        self.block, self.device = block, device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the block's own. Raises Unsupported where gradients are recorded."""
+        if torch.is_grad_enabled():
             raise Unsupported("blocks whose weights lie elsewhere are for inference alone: use torch.no_grad()")
-        tables: list[dict[str, Any]] = [each for part in module.modules() for each in (part._parameters, part._buffers)]
-        at_home.append([(table, dict(table)) for table in tables])
-        for table in tables:
-            table.update({name: own.to(device, non_blocking=True) for name, own in table.items() if own is not None})
+        parts = [*self.block.modules()]
+        tables: list[dict[str, Any]] = [each for part in parts for each in (part._parameters, part._buffers)]
+        at_home = [dict(table) for table in tables]
+        try:
+            for table in tables:
+                table.update({name: self._brought(own) for name, own in table.items() if own is not None})
+            return type(self.block).forward(self.block, *args, **kwargs)
+        finally:
+            for table, own in zip(tables, at_home, strict=True):
+                table.update(own)
 
-    def leave(_module: nn.Module, _inputs: tuple[Any, ...], _output: Any) -> None:
-        for table, own in at_home.pop() if at_home else ():  # none where ``bring`` refused
-            table.update(own)
-
-    block.register_forward_pre_hook(bring)
-    block.register_forward_hook(leave, always_call=True)
+    def _brought(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=self.device.type == "cuda")  # a CPU would not wait for its copy

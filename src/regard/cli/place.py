@@ -15,7 +15,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_place(parser: Parser) -> None:
     """Let a verb take ``--device`` and ``--dtype``."""
     parser.add_argument(
-        "--device", metavar="D", help="cpu, cuda:0 ..., or auto: a GPU if it fits there (default: the first)"
+        "--device",
+        metavar="D",
+        help="cpu, cuda:0 ..., or auto: a GPU with what fits there (default: the first)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
 
@@ -37,5 +39,9 @@ def placed(args: Namespace) -> dict[str, Any]:
 def tell_place(args: Namespace, model: Any) -> None:
     """Say where ``--device auto`` has led."""
     if args.device == "auto":
+        from regard.blocks.offload import Away
+
         parameter = next(model.parameters())
-        sys.stderr.write(f"regard: on {parameter.device}, in {str(parameter.dtype).removeprefix('torch.')}\n")
+        away = sum(isinstance(vars(part).get("forward"), Away) for part in model.modules())
+        others = f", with {away} blocks on the CPU" if away else ""
+        sys.stderr.write(f"regard: on {parameter.device}, in {str(parameter.dtype).removeprefix('torch.')}{others}\n")

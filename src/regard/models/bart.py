@@ -317,7 +317,7 @@ def from_hf(theirs: Mapping[str, Any]) -> BartConfig:
     """Our configuration from a published one. Raises ConfigError, naming it, for a setting that is not supported."""
     variant: Variant = theirs["model_type"]
     classes = {NAMES[variant] + each: found for each, found in HEADS[variant].items()}
-    head = head_of(theirs, classes, "seq2seq_lm")
+    head = head_of(theirs, classes, None)
     theirs = {**DEFAULTS[variant], **theirs}
     kept = {ours: theirs[word] for ours, word in COMMON.items()}
     kept |= {ours: theirs.get(word) for ours, word in OPTIONAL.items()}

@@ -301,7 +301,8 @@ def _linear(theirs: str, ours: str, bias: bool) -> list[Rule]:
     return pair(theirs, ours)[: 2 if bias else 1]
 
 
-WORDS: dict[ActivationName, str] = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "relu": "relu"}
+WORDS: dict[ActivationName, str] = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "gelu": "gelu", "relu": "relu",
+                                      "tanh": "tanh"}  # fmt: skip
 """What published configurations call activations."""
 
 NAMES: dict[Variant, str] = {

@@ -372,7 +372,7 @@ def to_hf(config: TransformerConfig) -> dict[str, Any]:
 
 def tiny(config: TransformerConfig) -> TransformerConfig:
     """As :func:`regard.family.shrink`, with the same special tokens that are never written."""
-    small = shrink(config)
+    small = shrink(config, never=())
     names = ("pad_token", "bos_token", "eos_token")
     renamed = {getattr(config, name): getattr(small, name) for name in names}
     return replace(small, never=tuple(renamed[token] for token in config.never if token in renamed))

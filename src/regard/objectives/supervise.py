@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from regard.blocks.adapter import Adapted
 from regard.blocks.embed import Head
@@ -27,7 +28,8 @@ class Supervise:
     Attributes:
         label_smoothing: e, the share of the target's probability spread over the whole vocabulary.
         focal_gamma: how much less the loss counts targets that are already likely; 0 = not at all.
-        consistency: a, how much two passes with different dropout are to agree (:meth:`twice`); 0 = one pass.
+        consistency: a, how much two passes with different dropout are to agree (:meth:`twice`); 0 = one pass. The loss
+            in the log has that, too; the held-out one has not.
     """
 
     label_smoothing: float = 0.1
@@ -86,13 +88,24 @@ class Supervise:
         """
         marked, head = targets != IGNORE, output.head
         assert head is not None, "what says targets has a head"
-        p, q = (head(features[marked]) for features in (output.features[::2], output.features[1::2]))
-        picked = targets[marked]
-        each, other = self._of(p, picked), self._of(q, picked)
+        count = _count(targets[marked])
+        sides = (features[marked].split(CHUNK) for features in (output.features[::2], output.features[1::2]))
+        chunks = zip(*sides, targets[marked].split(CHUNK), strict=True)
+        # Each chunk's logits are made again for its gradients, so that no two chunks' exist at once.
+        found = [checkpoint(self._agreeing, head, *chunk, use_reentrant=False) for chunk in chunks]
+        count, (said, nll, apart) = (
+            _count(targets[marked]),
+            (torch.stack(each).sum() for each in zip(*found, strict=True)),
+        )
+        parts = {"nll": nll.detach(), "divergence": apart.detach()}
+        return Loss(said + self.consistency / 4 * apart, count, parts).plus(output.penalty)
+
+    def _agreeing(self, head: Any, rows: Tensor, others: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of what both passes say, halved; the same without smoothing; and how far apart they are."""
+        p, q = head(rows), head(others)
+        each, other = self._of(p, targets), self._of(q, targets)
         apart = ((p.softmax(dim=-1) - q.softmax(dim=-1)) * (p.log_softmax(dim=-1) - q.log_softmax(dim=-1))).sum()
-        total = (each.sum + other.sum) / 2 + self.consistency / 4 * apart
-        parts = {"nll": (each.parts["nll"] + other.parts["nll"]) / 2, "divergence": apart.detach()}
-        return Loss(total, each.count, parts).plus(output.penalty)
+        return (each.sum + other.sum) / 2, (each.parts["nll"] + other.parts["nll"]) / 2, apart
 
     def _of(self, logits: Tensor, targets: Tensor) -> Loss:
         if self.focal_gamma:

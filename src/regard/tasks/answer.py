@@ -28,7 +28,7 @@ from regard.core.types import Batch
 from regard.data.collate import pad
 from regard.data.facts import facts
 from regard.data.source import Rows
-from regard.data.split import Splits, hold_out
+from regard.data.split import EVERY, MOST, Splits
 from regard.data.squad import Answer, Question, questions
 from regard.data.tokenize import Tokenizer
 from regard.objectives.point import pointers
@@ -91,7 +91,8 @@ class QuestionText(ExampleText[Question]):
     Files are those of SQuAD, version 1.1 or 2.0 (:func:`regard.data.squad.questions`), plain or gzipped.
 
     Attributes:
-        valid: the file to watch training by; None holds out every twentieth passage of ``train``, at most 1,000.
+        valid: the file to watch training by; None holds out every twentieth passage of ``train``, until there are 1,000
+            questions.
         no_answer: whether a passage may have no answer (Rajpurkar et al. 2018); if not, the best one is always given.
         max_len: tokens of a window, with question and special tokens.
         stride: tokens of a passage that a window has in common with the one before.
@@ -152,8 +153,9 @@ class QuestionText(ExampleText[Question]):
         groups = dict[str, list[Question]]()
         for each in self.read(str(self.train)):
             groups.setdefault(key(each), []).append(each)
-        rest, held = hold_out(groups.values())
-        train, valid = ([*chain.from_iterable(some)] for some in (rest, held))
+        train, valid = list[Question](), list[Question]()
+        for number, group in enumerate(groups.values()):
+            (train if number % EVERY or len(valid) >= MOST else valid).extend(group)
         if not train:
             raise DataError(f"{self.train}: one {what} is too few")
         return {"train": train, "valid": valid, "test": self.read(self.test) if self.test else []}

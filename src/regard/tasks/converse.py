@@ -38,7 +38,8 @@ class ConversationText(QuestionText):
     (:func:`regard.data.conversation.conversations`).
 
     Attributes:
-        valid: the file to watch training by; None holds out every twentieth conversation of ``train``, at most 1,000.
+        valid: the file to watch training by; None holds out every twentieth conversation of ``train``, until there are
+            1,000 questions.
         no_answer: whether a question may have no answer.
         history: rounds before a question that are read with it; of these, as many of the last as have room.
         words: answers that need not stand in the passage: yes and no for CoQA; QuAC has none such.

@@ -46,8 +46,15 @@ class Restored(MaskedLanguage):
 
     paper = Denoise()
 
+    @staticmethod
+    def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+        """As the tokenizer has it, but with an end always, as it is to be said."""
+        before, after = tokenizer.around
+        return before, after or [tokenizer.eos]
+
     def configure(self, model: Any) -> Any:
-        """As :func:`regard.tasks.seq2seq.writing`."""
+        """As :func:`regard.tasks.seq2seq.writing`. Raises ConfigError for a model with too few positions, too."""
+        self.check_positions(model)
         return writing(model, self.tokenizer, self.tokenizer.eos)
 
     def note(self, count: int) -> str:

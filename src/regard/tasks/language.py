@@ -195,14 +195,18 @@ class Language:
 
     def configure(self, model: Any) -> Any:
         """The configuration with the tokenizer's size and special tokens. Raises ConfigError if it is too small."""
+        self.check_positions(model)
+        special = {"pad_token": self.tokenizer.pad, "bos_token": self.tokenizer.bos, "eos_token": self.tokenizer.eos}
+        head = {"head": "causal_lm", "labels": ()} if decodes(model) else {}
+        return replace(model, vocab_size=vocabulary(model, self.tokenizer), **special, **head)
+
+    def check_positions(self, model: Any) -> None:
+        """Raise ConfigError where a row has more tokens than a model of this configuration has positions."""
         if model.max_seq_len < self.data.seq_len:
             raise ConfigError(
                 f"data.seq_len {self.data.seq_len} is more than the model's {model.max_seq_len} positions; "
                 "raise model.max_seq_len, or lower data.seq_len"
             )
-        special = {"pad_token": self.tokenizer.pad, "bos_token": self.tokenizer.bos, "eos_token": self.tokenizer.eos}
-        head = {"head": "causal_lm", "labels": ()} if decodes(model) else {}
-        return replace(model, vocab_size=vocabulary(model, self.tokenizer), **special, **head)
 
     def encode(self, texts: Iterable[str], sources: Sequence[Path] = ()) -> Corpus:
         """The tokens of each text, between its start, if there is one, and its end; cached, if they are of files."""

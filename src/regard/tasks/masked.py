@@ -95,11 +95,16 @@ class MaskedLanguage(Language):
 
     def __init__(self, data: MaskedText, tokenizer: Tokenizer) -> None:
         super().__init__(data, self.extended(tokenizer))
-        self.before, self.after = tokenizer.around
+        self.before, self.after = self.around(tokenizer)
         self.start, self.end = [], []  # special tokens go around each piece, and not around each text
         self.room = data.seq_len - len(self.before) - len(self.after)
         if self.room < 1:
             raise ConfigError(f"data.seq_len {data.seq_len} has no room for a token between the special ones")
+
+    @staticmethod
+    def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+        """The special tokens that stand before and behind each piece."""
+        return tokenizer.around
 
     @staticmethod
     def extended(tokenizer: Tokenizer) -> Tokenizer:

@@ -70,7 +70,8 @@ class SpanLanguage(MaskedLanguage):
         return tokenizer
 
     def configure(self, model: Any) -> Any:
-        """As :func:`regard.tasks.seq2seq.writing`."""
+        """As :func:`regard.tasks.seq2seq.writing`. Raises ConfigError for a model with too few positions, too."""
+        self.check_positions(model)
         return writing(model, self.tokenizer, self.start_token)
 
     def note(self, count: int) -> str:
