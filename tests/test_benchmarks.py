@@ -63,6 +63,7 @@ def test_a_pair_of_optimiser_and_schedule_trains_once_and_is_held_to_the_loss(tm
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_decoder_is_trained_by_every_side_that_is_installed() -> None:
     arguments = ("--quick", "--steps", "2", "--warm-up", "1", "--mode", "float32")
     found = {line["side"]: line for line in lines("benchmarks/decoder.py", *arguments)}

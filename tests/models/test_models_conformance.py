@@ -142,7 +142,10 @@ LIMITS = {
 
 FIRST = [pytest.param(next(iter(family.sizes.values())), id=name) for name, family in zoo.families().items()]
 
-RARE = ("pruned", "untied", "tagging", "trunk", "states", "gaps")
+RARE = (
+    "answering", "biased", "bucketed", "classifying", "gaps", "pruned", "qwen2", "serial", "states", "tagging", "trunk",
+    "untied",
+)  # fmt: skip
 """Variants that differ in little from others: they are slow."""
 
 OTHERS = [
@@ -188,4 +191,4 @@ def test_the_tiny_configuration_keeps_what_is_the_same_the_same() -> None:
     config = TransformerConfig(pad_token=36999, bos_token=36999, eos_token=0, **VARIANTS["transformer"]["pruned"])
     tiny = zoo.families()["transformer"].tiny(config)
     assert (tiny.pad_token, tiny.bos_token, tiny.eos_token) == (1, 1, 0)
-    assert tiny.layers == (LayerSizes(4, 24), LayerSizes(1, 32, 2), LayerSizes(3, 24, 4))
+    assert tiny.layers == (LayerSizes(4, 64), LayerSizes(1, 72, 2), LayerSizes(3, 64, 4))

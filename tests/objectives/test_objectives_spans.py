@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,11 +108,12 @@ def test_what_cannot_be_is_refused():
     for wrong in ({"share": 0.0}, {"share": 1.0}, {"span": 0.5}):
         with pytest.raises(ConfigError, match="must be"):
             Spans(**wrong)
-    task = SimpleNamespace(sentinels=OURS[:3], data=SimpleNamespace(seq_len=128))
+    task = SpanLanguage(SpanText(), train_tokenizer("unigram", ["one two three"], 300))
+    task.sentinels = OURS[:3]
     with pytest.raises(ConfigError, match="a row of 128 tokens has 6 spans, and there are 3 sentinels"):
         Spans().fitted(task)
     with pytest.raises(ConfigError, match="GPT2Config has no decoder that reads an encoder"):
-        SpanLanguage.configure(SimpleNamespace(), GPT2Config())
+        SpanLanguage.configure(task, GPT2Config())
 
 
 def test_texts_of_any_length_are_scored():
