@@ -26,7 +26,7 @@ demo: .venv/.run ## train the 2017 Transformer to translate phrases, show its sc
 	@$(BIN)/regard train translate --out runs/demo --resume
 	@$(BIN)/regard evaluate runs/demo
 
-test: .venv/.dev ## run the tests that take less than 15 minutes on two cores
+test: .venv/.dev ## run the tests: some twenty minutes on two cores
 	@echo "* running the tests"
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
