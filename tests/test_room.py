@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regard import room, zoo
-from regard.blocks.offload import offload
+from regard.blocks.offload import offload, offloaded
 from regard.blocks.packed import pack
 from regard.checkpoint.files import stored_size
 from regard.checkpoint.load import tensors_of
@@ -119,6 +119,7 @@ def test_blocks_compute_where_the_map_says(config: Any, tmp_path: Path) -> None:
     whole = zoo.load(tmp_path)
     names = [name for name in room.blocks(whole) if name.endswith((".0", ".2"))]
     away = zoo.load(tmp_path, device={"": "meta", **dict.fromkeys(names, "cpu")})
+    assert offloaded(away) == names
     kept = {name: value for name, value in whole.state_dict().items() if name.startswith(tuple(names))}
     tokens = torch.arange(6, device="meta")[None]
     read = {"tokens": tokens} if config is T5 else {}

@@ -254,5 +254,6 @@ def shrink(config: C, **changes: Any) -> C:
         ends = accumulate(depths.values())
         stacks = zip(ends, depths.values(), strict=True)
         kept = [size for end, depth in stacks for size in has.layers[end - depth : end][:2]]
-        sizes["layers"] = tuple(_smaller(size, has.num_heads, sorted({size.ffn_dim for size in kept})) for size in kept)
+        widths = sorted({size.ffn_dim for size in kept})
+        sizes["layers"] = tuple(_smaller(size, has.num_heads, widths) for size in kept)
     return replace(has, **{**sizes, **tokens, **changes})

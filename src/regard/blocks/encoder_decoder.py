@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -35,11 +35,10 @@ class EncoderDecoderConfig(Protocol):
     def eos_token(self) -> int | None: ...
 
 
-class Sides(nn.Module):
-    """Encoder and decoder, each with its embedding, and a head that scores states.
+class Parts(NamedTuple):
+    """What an encoder-decoder is made of.
 
-    Args:
-        config: of the family.
+    Attributes:
         encoder_embed: what is read, to vectors.
         encoder: the blocks that read it both ways.
         decoder_embed: what is written, to vectors; None without a decoder, where the head reads the encoder.
@@ -47,20 +46,25 @@ class Sides(nn.Module):
         head: states to scores; None = hidden states alone.
     """
 
-    def __init__(
-        self,
-        config: EncoderDecoderConfig,
-        encoder_embed: Embedding,
-        encoder: Stack,
-        decoder_embed: Embedding | None,
-        decoder: Stack | None,
-        head: nn.Module | None,
-    ) -> None:
+    encoder_embed: Embedding
+    encoder: Stack
+    decoder_embed: Embedding | None
+    decoder: Stack | None
+    head: nn.Module | None
+
+
+class Sides(nn.Module):
+    """Encoder and decoder, each with its embedding, and a head that scores states.
+
+    Args:
+        config: of the family.
+        parts: what it is made of.
+    """
+
+    def __init__(self, config: EncoderDecoderConfig, parts: Parts) -> None:
         super().__init__()
         self.config = config
-        self.encoder_embed, self.encoder = encoder_embed, encoder
-        self.decoder_embed, self.decoder = decoder_embed, decoder
-        self.head = head
+        self.encoder_embed, self.encoder, self.decoder_embed, self.decoder, self.head = parts
         self.tie()
 
     def tie(self) -> None:
@@ -157,24 +161,14 @@ class Reader(Sides):
     section 3): of a row, that of its last end token. Else the encoder's are.
 
     Args:
-        sides: as :class:`Sides`.
+        config: of the family.
+        parts: what it is made of.
         start: what the decoder reads first; None = the row's last token, its language (Liu et al. 2020, section 2.2).
         rows: whether rows are scored, and not tokens.
     """
 
-    def __init__(
-        self,
-        config: EncoderDecoderConfig,
-        encoder_embed: Embedding,
-        encoder: Stack,
-        decoder_embed: Embedding | None,
-        decoder: Stack | None,
-        head: nn.Module | None,
-        *,
-        start: int | None,
-        rows: bool,
-    ) -> None:
-        super().__init__(config, encoder_embed, encoder, decoder_embed, decoder, head)
+    def __init__(self, config: EncoderDecoderConfig, parts: Parts, *, start: int | None, rows: bool) -> None:
+        super().__init__(config, parts)
         self.start, self.rows = start, rows
 
     def forward(

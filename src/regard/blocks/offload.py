@@ -20,6 +20,11 @@ def offload(block: nn.Module, device: torch.device) -> None:
     block.forward = Away(block, device)
 
 
+def offloaded(model: nn.Module) -> list[str]:
+    """The names of the blocks whose weights lie elsewhere."""
+    return [name for name, part in model.named_modules() if isinstance(vars(part).get("forward"), Away)]
+
+
 class Away:
     """The forward pass of a block whose weights lie elsewhere; a copy of the block has one of its own."""
 

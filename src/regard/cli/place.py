@@ -39,9 +39,9 @@ def placed(args: Namespace) -> dict[str, Any]:
 def tell_place(args: Namespace, model: Any) -> None:
     """Say where ``--device auto`` has led."""
     if args.device == "auto":
-        from regard.blocks.offload import Away
+        from regard.blocks.offload import offloaded
 
         parameter = next(model.parameters())
-        away = sum(isinstance(vars(part).get("forward"), Away) for part in model.modules())
+        away = len(offloaded(model))
         others = f", with {away} blocks on the CPU" if away else ""
         sys.stderr.write(f"regard: on {parameter.device}, in {str(parameter.dtype).removeprefix('torch.')}{others}\n")

@@ -17,7 +17,7 @@ from regard.attention.kernel import KernelName
 from regard.attention.mask import EVERYTHING, Causal
 from regard.attention.position import Learned, Sinusoidal, sinusoids
 from regard.blocks.embed import Embedding, Head
-from regard.blocks.encoder_decoder import EncoderDecoder, Reader, Sides, Writer
+from regard.blocks.encoder_decoder import EncoderDecoder, Parts, Reader, Sides, Writer
 from regard.blocks.feedforward import ActivationName, FeedForward
 from regard.blocks.heads import Classifier, Dense
 from regard.blocks.init import normal
@@ -142,13 +142,13 @@ def build(config: BartConfig, *, kernel: KernelName = "auto") -> Sides:
     blocks = [block(config, layer, kernel) for layer in range(config.num_encoder_layers + config.num_decoder_layers)]
     encoder = Stack(blocks[: config.num_encoder_layers], final_norm(config))
     decoder = Stack(blocks[config.num_encoder_layers :], final_norm(config))
-    parts = (config, embedding(config), encoder, embedding(config), decoder, head(config))
+    parts = Parts(embedding(config), encoder, embedding(config), decoder, head(config))
     if config.head is None:
-        return EncoderDecoder(*parts)
+        return EncoderDecoder(config, parts)
     if config.head == "seq2seq_lm":
-        return Writer(*parts)
+        return Writer(config, parts)
     start = None if config.variant == "mbart" else config.start_token  # its language, whatever it writes
-    return Reader(*parts, start=start, rows=config.head == "classify")
+    return Reader(config, parts, start=start, rows=config.head == "classify")
 
 
 def embedding(config: BartConfig) -> Embedding:

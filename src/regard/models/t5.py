@@ -14,7 +14,7 @@ from regard.attention.mask import EVERYTHING, Causal
 from regard.attention.position import T5Buckets
 from regard.blocks.dropout import Dropout
 from regard.blocks.embed import Embedding, Head
-from regard.blocks.encoder_decoder import EncoderDecoder, Reader, Sides, Writer
+from regard.blocks.encoder_decoder import EncoderDecoder, Parts, Reader, Sides, Writer
 from regard.blocks.feedforward import ActivationName, FeedForward
 from regard.blocks.heads import Classifier, Dense, Scale
 from regard.blocks.init import lecun, normal
@@ -137,12 +137,12 @@ def build(config: T5Config, *, kernel: KernelName = "auto") -> Sides:
     encoder = stack(config, range(first), kernel)
     both = range(first, first + config.num_decoder_layers)
     decoder = stack(config, both, kernel, decodes=True) if config.decodes else None
-    parts = (config, embedding(config), encoder, embedding(config) if config.decodes else None, decoder, head(config))
+    parts = Parts(embedding(config), encoder, embedding(config) if config.decodes else None, decoder, head(config))
     if config.head is None:
-        return EncoderDecoder(*parts)
+        return EncoderDecoder(config, parts)
     if config.head == "seq2seq_lm":
-        return Writer(*parts)
-    return Reader(*parts, start=config.start_token, rows=config.head == "classify")
+        return Writer(config, parts)
+    return Reader(config, parts, start=config.start_token, rows=config.head == "classify")
 
 
 def embedding(config: T5Config) -> Embedding:

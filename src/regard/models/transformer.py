@@ -15,7 +15,7 @@ from regard.attention.kernel import KernelName
 from regard.attention.mask import EVERYTHING, Causal, Mask
 from regard.attention.position import PositionName, SinusoidLayout, attended, embedded, sinusoids
 from regard.blocks.embed import Embedding, Head
-from regard.blocks.encoder_decoder import Writer
+from regard.blocks.encoder_decoder import Parts, Writer
 from regard.blocks.feedforward import ActivationName, FeedForward
 from regard.blocks.norm import NormName, norm
 from regard.blocks.residual import Block, Residual, Stack, branch
@@ -122,14 +122,14 @@ class Transformer(Writer):
     def __init__(self, config: TransformerConfig, *, kernel: KernelName = "auto") -> None:
         encoder = [encoder_block(config, layer, kernel) for layer in range(config.num_encoder_layers)]
         decoder = [decoder_block(config, layer, kernel) for layer in range(config.num_decoder_layers)]
-        super().__init__(
-            config,
+        parts = Parts(
             embedding(config),
             Stack(encoder, final_norm(config)),
             embedding(config),
             Stack(decoder, final_norm(config)),
             Head(config.vocab_size, config.embed_dim, bias="fixed" if config.logits_bias else None),
         )
+        super().__init__(config, parts)
 
 
 def build(config: TransformerConfig, *, kernel: KernelName = "auto") -> nn.Module:

@@ -154,7 +154,7 @@ class Extract(EncoderTask[Pair, Read]):
     def judge(self, model: Any, examples: Sequence[Pair]) -> Scored:
         """ROUGE of the extracts beside the summaries; also of the first sentences, and of the best (:func:`oracle`)."""
         data = self.data
-        outputs = [*self.predict(model, [document for document, _ in examples])]
+        outputs = [*self.say(model, [document for document, _ in examples])]
         lead, best = list[str](), list[str]()
         for document, summary in examples:
             texts = sentences(document)
