@@ -22,7 +22,7 @@ def pretraining(base: Recipe) -> Study:
     )
 
 
-ADAPTER_RATE = 10.0
+ADAPTER_RATE = 15.0
 """Times the rate of all weights: small matrices that begin at zero learn slowly (Hu et al. 2021, table 9)."""
 
 
