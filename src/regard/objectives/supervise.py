@@ -37,14 +37,14 @@ class Supervise:
     consistency: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing {self.label_smoothing} must be a share, at least 0 and less than 1")
-        if not 0 <= self.focal_gamma < math.inf:
-            raise ConfigError(f"focal_gamma {self.focal_gamma} must be a number from 0; 0 is plain cross-entropy")
-        if self.focal_gamma and self.label_smoothing:
-            raise ConfigError("the focal loss has no smoothed targets: set label_smoothing to 0, or focal_gamma")
-        if not 0 <= self.consistency < math.inf:
-            raise ConfigError(f"consistency {self.consistency} must be a number from 0; 0 is one pass")
+        smoothing = self.label_smoothing
+        if not 0 <= smoothing < 1:
+            raise ConfigError(f"objective.label_smoothing {smoothing} must be a share, at least 0 and less than 1")
+        for name, none in (("focal_gamma", "plain cross-entropy"), ("consistency", "one pass")):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"objective.{name} {getattr(self, name)} must be a number from 0; 0 is {none}")
+        if smoothing and self.focal_gamma:
+            raise ConfigError("the focal loss has no smoothed targets: set objective.label_smoothing to 0")
 
     def fitted(self, task: Any) -> Self:  # noqa: ARG002
         """The objective as it is: the data decide nothing about it."""

@@ -30,14 +30,14 @@ def studies() -> Mapping[str, Plan]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ == module.__name__ and name != "BASE" and not name.startswith("_"):
-                found[name] = Plan(module.BASE, function)
+                found[name.replace("_", "-")] = Plan(module.BASE, function)
     return found
 
 
 def find(name: str) -> Plan:
     """The study called ``name``. Raises ConfigError with the nearest name."""
     known = studies()
-    key = name.replace("-", "_")
+    key = name.replace("_", "-")
     if key not in known:
         raise ConfigError(f"no study '{name}'{did_you_mean(key, known)}; there are {', '.join(known)}")
     return known[key]
