@@ -13,7 +13,7 @@ from regard.explain.study import as_text, verdict, write_study
 from regard.models.bert import BertConfig
 from regard.recipes.language import language
 from regard.studies import find
-from regard.studies.language import cells
+from regard.studies.recurrent import cells
 from regard.tasks.language import PlainText
 from regard.train.fit import fit
 from regard.train.recipe import override
