@@ -147,10 +147,11 @@ def conduct(study: Study, out: Path, *, seeds: int = 3, jobs: int = 1, quiet: bo
         ]
         _begin(out, todo)
         done = _train(out, todo, monitor, jobs, stop)
-        runs = {
-            variant.name: [_scored(job, out, study, monitor) for job in done if job.variant == variant.name]
-            for variant in study.variants
-        }
+        with console().status("scoring"):  # rows of several lengths take minutes
+            runs = {
+                variant.name: [_scored(job, out, study, monitor) for job in done if job.variant == variant.name]
+                for variant in study.variants
+            }
         return Findings(study, monitor, runs, seeds)
 
 
