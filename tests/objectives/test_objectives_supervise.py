@@ -79,6 +79,18 @@ def test_focal_is_finite_where_the_target_is_certain(gamma):
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, lambda logits, targets: focal(logits, targets, 2.0)], ids=["ce", "focal"]
+)
+def test_narrow_logits_have_the_loss_and_the_gradient_of_wide_ones(loss):
+    narrow = torch.tensor([[6.5, 0.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    wide = narrow.detach().float().requires_grad_()
+    ours, exact = (loss(logits, torch.tensor([0])).sum for logits in (narrow, wide))
+    torch.testing.assert_close(ours, exact, rtol=0, atol=0)
+    (gradient,), (expected,) = torch.autograd.grad(ours, narrow), torch.autograd.grad(exact, wide)
+    torch.testing.assert_close(gradient, expected.bfloat16(), rtol=0, atol=0)
+
+
 def test_squared_error_is_torchs_and_leaves_out_what_is_no_number():
     rng = torch.Generator().manual_seed(0)
     outputs = torch.randn(5, 3, generator=rng, dtype=torch.float64, requires_grad=True)
@@ -159,6 +171,17 @@ def test_two_passes_agree_as_in_r_drop(smoothing):
     torch.testing.assert_close(loss.sum, (said + 3 / 2 * apart) / 2, rtol=1e-12, atol=0)
     torch.testing.assert_close(loss.parts["divergence"], apart.detach(), rtol=1e-12, atol=0)
     assert loss.count == 10
+
+
+@pytest.mark.parametrize("objective", [Supervise(0.1, consistency=4.0), Supervise(0.0, focal_gamma=2.0)])
+def test_under_autocast_the_loss_is_in_float32(objective):
+    torch.manual_seed(0)
+    model = Dropped(nn.Linear(E, V)).float().train()
+    batch = {"tokens": torch.randint(V, (3, 4)), "targets": torch.randint(V, (3, 4))}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(batch["tokens"]).logits.dtype == torch.bfloat16
+        loss = objective.loss(model, batch)
+    assert {loss.sum.dtype, *(part.dtype for part in loss.parts.values())} == {torch.float32}
 
 
 def test_without_dropout_two_passes_say_what_one_does(monkeypatch):

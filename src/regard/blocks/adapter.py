@@ -17,6 +17,7 @@ from regard.core.dropout import dropout
 from regard.core.errors import CheckpointError, ConfigError
 from regard.core.linear import Linear
 from regard.core.serial import check_fields
+from regard.core.types import widened
 
 AdapterName = Literal["lora", "dora"]
 TENSORS = ("a", "b", "magnitude")
@@ -91,7 +92,7 @@ class Adapted(Linear):
         self.scale, self.dropout = adapter.scale, adapter.dropout
         self.a = nn.Parameter(self.weight.new_empty(adapter.rank, layer.in_features))
         self.b = nn.Parameter(self.weight.new_zeros(layer.out_features, adapter.rank))
-        self.magnitude = nn.Parameter(lengths(wide(self.weight))) if adapter.kind == "dora" else None
+        self.magnitude = nn.Parameter(lengths(widened(self.weight))) if adapter.kind == "dora" else None
         self.register_buffer("kept", None, persistent=False)
         self.train(layer.training)
 
@@ -104,13 +105,13 @@ class Adapted(Linear):
         added = (F.linear(F.linear(read, self.a), self.b) * self.scale).to(out.dtype)
         if self.magnitude is None:
             return out + added
-        turned = wide(self.magnitude) / self.lengths()
+        turned = widened(self.magnitude) / self.lengths()
         plain = out if self.bias is None else out - self.bias.to(out.dtype)
         return out + (turned - 1).to(out.dtype) * plain + turned.to(out.dtype) * added  # near 1 bfloat16 is coarse
 
     def summed(self) -> Float[Tensor, "O I"]:
         """The matrix with B A added, in float32 at least; its rows are not yet brought to their lengths."""
-        return wide(self.weight) + self.scale * (wide(self.b) @ wide(self.a))
+        return widened(self.weight) + self.scale * (widened(self.b) @ widened(self.a))
 
     @torch.no_grad()
     def lengths(self) -> Float[Tensor, "O"]:
@@ -125,17 +126,12 @@ class Adapted(Linear):
             return self.weight.detach()
         summed = self.summed()
         if self.magnitude is not None:
-            summed = summed * (wide(self.magnitude) / lengths(summed))[:, None]
+            summed = summed * (widened(self.magnitude) / lengths(summed))[:, None]
         return summed.to(self.weight.dtype)
 
     def extra_repr(self) -> str:
         kind = "lora" if self.magnitude is None else "dora"
         return f"{super().extra_repr()}, {kind} of rank {len(self.a)}, scale={self.scale:g}"
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """In float32 at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def lengths(weight: Float[Tensor, "O I"]) -> Float[Tensor, "O"]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from regard.core.errors import ConfigError
 from regard.core.linear import Linear
-from regard.core.types import Context, Index
+from regard.core.types import Context, Index, widened
 
 
 class MixtureOfExperts(nn.Module):
@@ -44,7 +44,7 @@ class MixtureOfExperts(nn.Module):
         logits = self.router(flat)
         if ctx is not None and ctx.routers is not None:
             ctx.routers.logits[ctx.path] = logits.view(*x.shape[:-1], -1)
-        share, chosen = _wide(logits).softmax(-1).topk(self.top_k, dim=-1)
+        share, chosen = widened(logits).softmax(-1).topk(self.top_k, dim=-1)
         share = share / share.sum(-1, keepdim=True)
         out = torch.zeros_like(flat)
         for number, expert in enumerate(self.experts):
@@ -82,7 +82,7 @@ def load_balance(
         top_k: how many experts serve a token.
         valid: which tokens count; all unless given.
     """
-    chance = _wide(logits).softmax(-1)
+    chance = widened(logits).softmax(-1)
     chosen: Int[Tensor, "*N k"] = chance.topk(top_k, dim=-1).indices
     load = F.one_hot(chosen, logits.shape[-1]).sum(-2).to(chance.dtype)
     real = torch.ones_like(chance[..., :1]) if valid is None else valid[..., None].to(chance.dtype)
@@ -114,8 +114,3 @@ def imbalance(
     each = torch.stack(list(logits))
     valid = (index.order >= 0).expand(each.shape[:-1]) if index.padded else None
     return load_balance(each, top_k, valid)
-
-
-def _wide(t: Tensor) -> Tensor:
-    """In float32 at least."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))

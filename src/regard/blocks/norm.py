@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from regard.core.types import widened
+
 NormName = Literal["layer", "rms", "scale", "batch"]
 
 
@@ -25,7 +27,7 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Float[Tensor, "*S E"]) -> Float[Tensor, "*S E"]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widened(x)
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.gain(scaled, x.dtype)
 
@@ -66,7 +68,7 @@ class ScaleNorm(nn.Module):
         nn.init.constant_(self.weight, self.dim**0.5)
 
     def forward(self, x: Float[Tensor, "*S E"]) -> Float[Tensor, "*S E"]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widened(x)
         return (wide / wide.norm(dim=-1, keepdim=True).clamp(min=self.eps)).to(x.dtype) * self.weight
 
 

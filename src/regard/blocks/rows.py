@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from regard.blocks.adapter import Adapted, Learnt, wide
+from regard.blocks.adapter import Adapted, Learnt
 from regard.blocks.experts import MixtureOfExperts
 from regard.core.errors import ConfigError, InputError, did_you_mean
-from regard.core.types import Decoding
+from regard.core.types import Decoding, widened
 
 
 class ByRow(nn.Module):
@@ -87,7 +87,7 @@ class Bank(nn.Module):
         zeros = layer.weight.detach().new_zeros((), dtype=kind)
         self.register_buffer("a", zeros.new_zeros(count, rank, layer.in_features))
         self.register_buffer("b", zeros.new_zeros(count, layer.out_features, rank))
-        self.register_buffer("turned", wide(zeros).new_ones(count, layer.out_features))
+        self.register_buffer("turned", widened(zeros).new_ones(count, layer.out_features))
         for number, each in found.items():
             self.take(number, each)
 
@@ -97,7 +97,7 @@ class Bank(nn.Module):
         self.a[number, : len(layer.a)] = layer.a
         self.b[number, :, : len(layer.a)] = layer.b * layer.scale
         if layer.magnitude is not None:
-            self.turned[number] = wide(layer.magnitude) / layer.lengths()
+            self.turned[number] = widened(layer.magnitude) / layer.lengths()
 
 
 class Mixed(nn.Module):

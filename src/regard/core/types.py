@@ -28,6 +28,11 @@ Batch = dict[str, Tensor]
 """What a model is called with, by keyword (tokens, valid, decoder_tokens, ...), plus ``targets`` in training."""
 
 
+def widened(tensor: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """The tensor in float32 at least, whatever autocast made of it: what sums and exponentials are taken in."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass(eq=False)
 class Index:
     """Where each token stands: its order in the row (for masks and caches) and its coordinates (for positions).

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regard.core.errors import ConfigError, InputError
-from regard.core.types import Decoding
+from regard.core.types import Decoding, widened
 from regard.generate.logits import Transform, apply, suppress
 
 NOTHING_LEFT = "transforms forbid every one, or the model's scores are not numbers"
@@ -137,7 +137,7 @@ def decode(
     logits = last(decoding.feed(prompt, valid), valid)
     for count in range(max_tokens):
         active = [*transforms, suppress(stop)] if count < min_tokens else transforms
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = widened(logits)
         shaped = apply(active, tokens, logits)
         new = pick(shaped, rows, count)
         total = logits.logsumexp(dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regard.core.errors import ConfigError
-from regard.core.types import IGNORE, Batch, Loss
+from regard.core.types import IGNORE, Batch, Loss, widened
 from regard.objectives.masked import Masked
 from regard.objectives.supervise import Supervise
 
@@ -58,7 +58,7 @@ class Detect(Masked):
         wrong = torch.zeros_like(chosen).masked_scatter(chosen, drawn != batch["targets"][chosen])
         real = batch["valid"]
         scores = model(**inputs | {"tokens": read}).logits[..., 0][real]
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        wide = widened(scores)
         missed = F.binary_cross_entropy_with_logits(wide, wrong[real].to(wide.dtype), reduction="sum")
         parts = {"nll": missed.detach(), "generator": said.parts["nll"] / self.share}
         return Loss(self.weight * missed + said.sum / self.share, real.sum(), parts)
@@ -69,6 +69,6 @@ OBJECTIVE = Detect
 
 def sample(logits: Float[Tensor, "N V"], draws: Float[Tensor, "N"]) -> Int[Tensor, "N"]:
     """A token for each row, by its probability: the first at which the sum of probabilities passes the draw."""
-    sums = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1).cumsum(dim=-1)
+    sums = widened(logits).softmax(dim=-1).cumsum(dim=-1)
     found = torch.searchsorted(sums, (draws.to(sums.dtype) * sums[:, -1])[:, None], right=True)
     return found[:, 0].clamp(max=logits.shape[1] - 1)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from regard.core.errors import ConfigError
-from regard.core.types import IGNORE, Batch, Loss
+from regard.core.types import IGNORE, Batch, Loss, widened
 from regard.objectives.masked import Masked
 from regard.objectives.supervise import Supervise
 
@@ -127,7 +127,7 @@ class Pair(Masked):
             raise ConfigError("the model does not say whether texts follow each other: set model.head to pretrain")
         said = Supervise(0.0).over(output, batch["targets"])
         scores = output.others["follows"]
-        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        wide = widened(scores)
         missed = F.cross_entropy(wide, batch["follows"], reduction="none")
         pairs = (self.share * batch["places"] * missed).sum()
         return Loss(said.sum + pairs, said.count, {**said.parts, "follows": pairs.detach()})

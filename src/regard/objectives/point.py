@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from regard.core.types import Batch, Loss
+from regard.core.types import Batch, Loss, widened
 
 
 @dataclass(frozen=True)
@@ -43,5 +43,5 @@ OBJECTIVE = Point
 
 def pointers(logits: Float[Tensor, "B S P"], choices: Bool[Tensor, "B S"]) -> Float[Tensor, "B P S"]:
     """Each pointer's scores of the places of its row, -inf where it may not point; in float32 at least."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).mT
+    wide = widened(logits).mT
     return wide.masked_fill(~choices[:, None], -torch.inf)

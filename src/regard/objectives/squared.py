@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from regard.core.types import Batch, Loss
+from regard.core.types import Batch, Loss, widened
 from regard.objectives.supervise import squared_error
 
 
@@ -28,7 +28,7 @@ class SquaredError:
         """The loss over all numbers of all rows. Raises InputError where there is none."""
         inputs = {name: value for name, value in batch.items() if name != "targets"}
         output = model(**inputs)
-        said = output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
+        said = widened(output.logits)
         return squared_error(said, batch["targets"].to(said.dtype)).plus(output.penalty)
 
 

@@ -15,7 +15,7 @@ from regard.blocks.adapter import Adapted
 from regard.blocks.embed import Head
 from regard.core.errors import ConfigError, InputError
 from regard.core.linear import product
-from regard.core.types import IGNORE, Batch, Loss, Output
+from regard.core.types import IGNORE, Batch, Loss, Output, widened
 
 CHUNK = 256
 """How many rows of logits exist at once in :func:`linear_cross_entropy`; of those that 16 bits hold, twice as many."""
@@ -93,16 +93,13 @@ class Supervise:
         chunks = zip(*sides, targets[marked].split(CHUNK), strict=True)
         # Each chunk's logits are made again for its gradients, so that no two chunks' exist at once.
         found = [checkpoint(self._agreeing, head, *chunk, use_reentrant=False) for chunk in chunks]
-        count, (said, nll, apart) = (
-            _count(targets[marked]),
-            (torch.stack(each).sum() for each in zip(*found, strict=True)),
-        )
+        said, nll, apart = (torch.stack(each).sum() for each in zip(*found, strict=True))
         parts = {"nll": nll.detach(), "divergence": apart.detach()}
         return Loss(said + self.consistency / 4 * apart, count, parts).plus(output.penalty)
 
     def _agreeing(self, head: Any, rows: Tensor, others: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of what both passes say, halved; the same without smoothing; and how far apart they are."""
-        p, q = head(rows), head(others)
+        p, q = widened(head(rows)), widened(head(others))
         each, other = self._of(p, targets), self._of(q, targets)
         apart = ((p.softmax(dim=-1) - q.softmax(dim=-1)) * (p.log_softmax(dim=-1) - q.log_softmax(dim=-1))).sum()
         return (each.sum + other.sum) / 2, (each.parts["nll"] + other.parts["nll"]) / 2, apart
@@ -140,7 +137,7 @@ def cross_entropy(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], label
         InputError: there is no target.
     """
     count = _count(targets)
-    scores = logits.log_softmax(dim=-1)
+    scores = widened(logits).log_softmax(dim=-1)
     nll = -scores.gather(1, targets[:, None]).sum()
     uniform = -scores.mean(dim=-1).sum()
     return Loss(torch.lerp(nll, uniform, label_smoothing), count, {"nll": nll.detach()})
@@ -156,7 +153,7 @@ def focal(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], gamma: float)
         InputError: there is no target.
     """
     count = _count(targets)
-    hit = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    hit = widened(logits).log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
     doubt = (-torch.expm1(hit)).clamp(min=torch.finfo(hit.dtype).tiny)  # at 0, the slope of a root is infinite
     return Loss(-(doubt**gamma * hit).sum(), count, {"nll": -hit.detach().sum()})
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from regard.blocks.packed import pack
 from regard.core.errors import ConfigError, InputError, Unsupported, did_you_mean
+from regard.core.types import widened
 from regard.data.collate import sequences
 from regard.data.loader import plan
 from regard.data.source import Rows, mapped
@@ -265,7 +266,7 @@ class Prompting:
 
 def said(logits: Float[Tensor, "B S V"], tokens: Tensor) -> Float[Tensor, "B S"]:
     """The log-probability of each token, in float32 at least."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = widened(logits)
     return wide.log_softmax(dim=-1).gather(2, tokens[..., None])[..., 0]
 
 
