@@ -73,7 +73,7 @@ No pair needs leaving out. Each schedule rises for {warmup} steps, and falls as 
 periods are shares of the run, as one that is longer would only be the beginning of another schedule.
 
 An optimiser has one peak for all its schedules: the best of those tried for 150 steps at a constant rate, by the
-held-out loss on Multi30k (`--steps 150 --only adam/constant --lr 0.003`).
+held-out loss on Multi30k (`--steps 150 --only adam/constant --lr 0.003 --out rates.md`).
 
 {rates}
 """
@@ -153,7 +153,8 @@ class Results:
 
     def add(self, name: str, measured: dict[str, Any]) -> None:
         """Keep what the pair measured, in place of what it had."""
-        self.lines = [line for line in self.lines if line["pair"] != name] + [self.settings[name] | measured]
+        settings = self.settings[name]
+        self.lines = [line for line in self.lines if not settings.items() <= line.items()] + [settings | measured]
         write(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
 

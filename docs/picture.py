@@ -43,7 +43,7 @@ def bleu(run: Path) -> None:
 def studies(*folders: Path) -> None:
     """Held-out loss over steps, the mean of the seeds, a panel for each study and a curve for each variant."""
     figure = blank(len(folders))
-    for axes, folder in zip(figure.axes, folders, strict=True):
+    for axes, folder in zip(figure.axes, folders, strict=False):
         for name, points in curves(folder):
             axes.plot(*zip(*points, strict=True), label=name)
         axes.set(title=folder.name.removesuffix("-study"), xlabel="steps", ylabel="held-out loss, nats a character")

@@ -11,6 +11,7 @@ from regard.core.errors import ConfigError, DataError, InputError
 from regard.core.types import IGNORE
 from regard.data.learn import train_tokenizer
 from regard.data.source import Fault
+from regard.generate.decode import sample
 from regard.models.gpt2 import GPT2Config
 from regard.objectives.supervise import Supervise
 from regard.tasks import datas
@@ -104,6 +105,12 @@ def test_predictions_are_those_of_the_model_alone(task, model):
         next(task.predict(model, ["x"], max_tokens=0))
 
 
+def test_each_text_has_draws_of_its_own(task, model):
+    said = [*task.predict(model, ["one two"] * 3, sample([1, 2, 3]), max_tokens=8)]
+    assert said == [next(task.predict(model, ["one two"], sample([seed]), max_tokens=8)) for seed in (1, 2, 3)]
+    assert len(set(said)) > 1
+
+
 def test_configure_fills_in_what_the_tokenizer_decides(task):
     filled = task.configure(TINY)
     assert (filled.vocab_size, filled.pad_token, filled.bos_token, filled.eos_token) == (len(task.tokenizer), 0, 1, 2)
@@ -131,6 +138,8 @@ def test_what_is_held_out_is_not_learnt_from():
     (first,), (last,) = hold_out_ends([one])
     assert first + last == one
     assert last == "line 38\nline 39\n"
+    (first,), (last,) = hold_out_ends([one.replace("\n", " ")])  # some corpora are one line
+    assert (first + last, len(last)) == (one.replace("\n", " "), len(one) // 20)
 
 
 def test_too_short_a_text_is_an_error(tmp_path):

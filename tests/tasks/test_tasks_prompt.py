@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -134,6 +135,42 @@ def test_a_tokenizer_without_a_start_needs_none(model, tokenizer):
                 logprobs = model(torch.tensor([[*prompt, *choice]])).logits[0].log_softmax(dim=-1)
             total = sum(float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(choice))
             assert scores[0] == pytest.approx(total / len(choice), rel=1e-9)
+
+
+class Blank(Each):
+    """A tokenizer that puts a blank before whatever it cuts, as Llama's does."""
+
+    bos, pad = 1, 0
+
+    def encode(self, text):
+        return self.tokenizer.encode(f" {text}")
+
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
+
+
+def test_a_blank_that_a_tokenizer_puts_before_texts_stands_before_the_first_alone(model):
+    characters = train_tokenizer("characters", ["".join(TEXTS) + "InputLabe: \n/A[MASK]good"], 320)
+    blank = Blank(characters)
+    for count in (0, 2):
+        asking = Prompting(model, blank, TEMPLATE, SHOTS[:count])
+        asked = asking.asked(ITEMS[0])
+        read = [*chain.from_iterable(asking.shots[: asked.shots]), *asked.prompt, *asked.choices[0]]
+        whole = "".join(written(SHOTS[:count])) + f"Input: {ITEMS[0].fields['text']}\nLabel: good"
+        assert asked.shots == count
+        assert read == blank.encode(whole)
+
+
+def test_what_has_no_content_has_fewer_shots_where_it_is_longer_than_a_text(model, tokenizer):
+    item = Item({"text": "a"}, ITEMS[0].choices)
+    asked = Prompting(model, tokenizer, TEMPLATE, SHOTS).asked(item)
+    before = sum(len(tokenizer.encode(text)) for text in written(SHOTS))
+    needed = 1 + before + len(asked.prompt) + max(map(len, asked.choices))
+    tight = zoo.build(replace(model.config, max_seq_len=needed), seed=0, dtype=torch.float64).eval()
+    asking = Prompting(tight, tokenizer, TEMPLATE, SHOTS, calibrate=True)
+    assert asking.asked(item) == asked
+    assert asking.asked(Item({"text": "N/A N/A"}, item.choices), asked.shots).shots < asked.shots
+    assert asking.shares([asked])[0].sum() == pytest.approx(1.0)
 
 
 def test_as_many_shots_stand_there_as_there_are_positions_for(model, tokenizer):

@@ -12,7 +12,7 @@ from regard.cli import main
 from regard.core.errors import ConfigError, InputError
 from regard.data.tokenize import Tokenizer
 from regard.front import open_run, predict
-from regard.generate.decode import greedy
+from regard.generate.decode import greedy, sample
 from regard.models.transformer import TransformerConfig
 from regard.recipes import find
 from regard.tasks import datas
@@ -148,6 +148,9 @@ def test_answers_alone_and_together(run):
     together = [*task.predict(model, sources, greedy)]
     assert together == [answer for source in sources for answer in task.predict(model, [source], greedy)]
     assert together == [*predict(run, sources, beam=1)]
+    drawn = [*task.predict(model, sources, sample(range(len(sources))))]
+    for number, source in enumerate(sources):
+        assert drawn[number] == next(iter(task.predict(model, [source], sample([number]))))
     assert together[1:3] == [*task.members["en-de"].predict(model, ["say 3 and 13", "say 1 and 1"], greedy)]
 
 

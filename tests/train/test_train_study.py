@@ -107,9 +107,12 @@ def test_the_page_has_every_variant_and_stands_alone(found, tmp_path):
 @pytest.mark.parametrize(
     ("scores", "says"),
     [
-        (([1.0, 1.1], [2.0, 2.1]), "b is best, 1 f1 before a; seeds of one variant differ by 0.07"),
-        (([1.0, 2.0], [1.1, 2.0]), "no more than two seeds of one variant differ"),
-        (([1.0], [2.0]), "with one seed nobody knows"),
+        (([1.0, 1.1, 1.2], [2.0, 2.1, 2.5]), "b is best, 1.1 f1 before a, over 3 seeds with a standard error of 0.1."),
+        (
+            ([1.0, 2.0, 3.0], [1.1, 2.0, 3.2]),
+            "b is best, 0.1 f1 before a, over 3 seeds with a standard error of 0.05774:",
+        ),
+        (([1.0, 1.1], [2.0, 2.1]), "with fewer than three seeds nobody knows"),
     ],
 )
 def test_a_gap_is_told_beside_what_chance_makes(scores, says):
@@ -119,6 +122,8 @@ def test_a_gap_is_told_beside_what_chance_makes(scores, says):
     }
     study = Study("", "", [Variant("a", None), Variant("b", None)])
     assert says in verdict(Findings(study, "f1", runs, len(scores[0])))
+    with pytest.raises(ConfigError, match="was stopped"):
+        as_text(Findings(study, "f1", runs, len(scores[0]) + 1))
 
 
 def test_cells_have_as_many_parameters_as_each_other(base):
@@ -165,6 +170,8 @@ def test_the_command_writes_the_page(base, tmp_path, capsys):
         ("layers", ["--model.num_layers=3"], "--model.num-layers: the study 'layers' sets it itself"),
         ("positions", ["--model.positions", "alibi"], "--model.positions: the study 'positions' sets it itself"),
         ("positions", ["--model.max-seq-len", "64"], "--model.max-seq-len: the study 'positions' sets it itself"),
+        ("heads", ["--missing", "head"], "--missing: the study 'heads' sets it itself"),
+        ("cells", ["--missing", "head"], "--missing: the study 'cells' sets it itself"),
         ("adaptation", ["--freeze", "embed"], "--freeze: the study 'adaptation' sets it itself"),
         ("adaptation", ["--adapter.rank", "8"], "--adapter.rank: the study 'adaptation' sets it itself"),
     ],

@@ -84,6 +84,7 @@ def answer_choices(args: Namespace) -> None:
 
 def answer_classes(args: Namespace) -> None:
     """Say the class of each text, or score the answers to a file."""
+    from regard.tasks.encoder import sides
     from regard.tasks.prompt import CLASSIFY, Item, classes, fields
 
     known, asked_ = (labelled(args, spec, split) for spec, split in ((args.examples, "train"), (args.data, "test")))
@@ -131,14 +132,6 @@ def words(said: str, examples: "Sequence[Labelled]") -> dict[str, str]:
         raise ConfigError(
             "there must be two labels or more, each with words: give --labels A=WORDS,B=WORDS, --examples or --data"
         )
-    return found
-
-
-def sides(text: str, pair: str | None) -> tuple[str, ...]:
-    """A text, or two with a tab between. Raises ConfigError for another number of them."""
-    found = tuple(text.split("\t")) if pair else (text,)
-    if len(found) != (2 if pair else 1):
-        raise ConfigError(f"{text!r:.60}: expected two texts with a tab between, found {len(found)}")
     return found
 
 

@@ -95,3 +95,15 @@ def ends(model: LanguageModel, eos: int | None) -> list[int]:
     config = getattr(model, "config", None)
     named = [eos, getattr(config, "eos_token", None), *getattr(config, "stop_tokens", ())]
     return [token for token in dict.fromkeys(named) if token is not None]
+
+
+def numbered(method: Pick | Beam, numbers: Sequence[int]) -> Pick | Beam:
+    """The method, with row i of a batch known to it as ``numbers[i]``: so a draw depends on the text, not the batch."""
+    if isinstance(method, Beam):
+        return method
+    known = torch.tensor(numbers)
+
+    def pick(logits: Tensor, rows: Tensor, count: int) -> Tensor:
+        return method(logits, known.to(rows.device)[rows], count)
+
+    return pick

@@ -20,6 +20,10 @@ def _base() -> Recipe:
 BASE = _base
 
 
+SCRATCH = ("start", "missing")
+"""Not to be set: weights that were trained in one shape would fit some variants, and mean nothing in others."""
+
+
 def heads(base: Recipe) -> Study:
     """From one head to sixteen, of the same width in all."""
     return Study(
@@ -31,7 +35,7 @@ def heads(base: Recipe) -> Study:
             for count in (1, 2, 4, 8, 16)
         ],
         axis="heads",
-        sets=("model.num_heads",),
+        sets=("model.num_heads", *SCRATCH),
     )
 
 
@@ -42,7 +46,7 @@ def layers(base: Recipe) -> Study:
         "What is gained by depth, with all else the same? Each layer adds parameters, too.",
         [Variant(f"{count} layer{'s' * (count > 1)}", _with(base, num_layers=count), count) for count in (1, 2, 4, 8)],
         axis="layers",
-        sets=("model.num_layers",),
+        sets=("model.num_layers", *SCRATCH),
     )
 
 
@@ -64,7 +68,7 @@ def positions(base: Recipe) -> Study:
         "find that sinusoidal vectors fail at once, rotary ones soon, and biases by distance not at all.",
         [Variant(name, _with(base, positions=scheme, max_seq_len=max(lengths))) for name, scheme in names.items()],
         lengths=lengths,
-        sets=("model.positions", "model.max_seq_len"),
+        sets=("model.positions", "model.max_seq_len", *SCRATCH),
     )
 
 

@@ -27,6 +27,7 @@ def cells(base: Recipe) -> Study:
         "say so of translation; Melis et al. 2018 warn that small texts may favour well regularised LSTMs. All have "
         "the same rate, which may be better for one than for another: schedule.lr changes it.",
         [Variant("Transformer", base), *recurrent],
+        sets=("start", "missing"),
     )
 
 

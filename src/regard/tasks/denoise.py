@@ -16,7 +16,7 @@ from regard.data.learn import TokenizerKind
 from regard.data.tokenize import Tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, greedy
-from regard.generate.front import generate
+from regard.generate.front import generate, numbered
 from regard.objectives.denoise import Denoise
 from regard.tasks.masked import MaskedLanguage, MaskedText
 from regard.tasks.seq2seq import writing
@@ -84,7 +84,7 @@ class Restored(MaskedLanguage):
                 packed,
                 torch.tensor([[self.tokenizer.eos]], device=device),
                 inputs={"tokens": torch.tensor([row], device=device)},
-                method=method,
+                method=numbered(method, [number - 1]),
                 stop=[self.tokenizer.eos],
                 max_tokens=min(max_tokens or len(row) + MORE, most - 1),
             )

@@ -26,7 +26,7 @@ from regard.data.tables import form, table, text
 from regard.data.tokenize import Tokenizer, parts
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
-from regard.generate.front import ends, generate
+from regard.generate.front import ends, generate, numbered
 from regard.objectives.supervise import likelihood
 from regard.tasks.task import Prepare, Scored, decodes, some, vocabulary
 
@@ -170,13 +170,17 @@ def python_reference() -> list[str]:
 
 
 def hold_out_ends(texts: Iterable[str]) -> tuple[Reread[str], list[str]]:
-    """What to learn from and what to validate by, which alone is kept: the last lines of each text, one in twenty."""
+    """What to learn from and what to validate by, which alone is kept: the last lines of each text, one in twenty.
+
+    A text of fewer lines is cut within them: some corpora are one long line.
+    """
 
     def cut() -> Iterator[tuple[str, str]]:
         for each in texts:
             lines = each.splitlines(keepends=True)
-            end = len(lines) - len(lines) // EVERY
-            yield "".join(lines[:end]), "".join(lines[end:])
+            last = lines[len(lines) - len(lines) // EVERY :]
+            end = len(each) - (sum(map(len, last)) if last else len(each) // EVERY)
+            yield each[:end], each[end:]
 
     return Reread(lambda: (first for first, _ in cut())), [last for _, last in cut() if last]
 
@@ -342,7 +346,7 @@ class Language:
                 fast,
                 torch.tensor([prompt], device=device),
                 inputs={name: value.to(device) for name, value in self.inputs(prompt).items()},
-                method=method,
+                method=numbered(method, [number - 1]),
                 stop=ends(model, self.tokenizer.eos),
                 max_tokens=min(max_tokens or WRITTEN, room),
             )

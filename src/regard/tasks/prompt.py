@@ -152,24 +152,37 @@ class Prompting:
         self.max_len: int = model.config.max_seq_len
         self.device: torch.device = next(model.parameters()).device
         self.start = [] if tokenizer.bos is None else [tokenizer.bos]
-        self.shots = tokenizer.encode_batch([template.whole(shot) + BETWEEN for shot in shots])
+        solved = [template.whole(shot) + BETWEEN for shot in shots]
+        self.shots = [*tokenizer.encode_batch(solved[:1]), *self._after(BETWEEN, solved[1:])]
 
-    def asked(self, item: Item) -> Asked:
-        """What the model reads of an example, after as many shots as there are positions for beside it.
+    def _after(self, text: str, endings: Sequence[str]) -> list[list[int]]:
+        """The tokens of each ending of a text: as it is cut there, where some tokenizers put no blank before it.
+
+        Where an ending's first letters would change the text's last token, it is cut by itself.
+        """
+        known, *whole = self.tokenizer.encode_batch([text, *(text + ending for ending in endings)])
+        alone = self.tokenizer.encode_batch(endings)
+        return [row[len(known) :] if row[: len(known)] == known else own for row, own in zip(whole, alone, strict=True)]
+
+    def asked(self, item: Item, shots: int | None = None) -> Asked:
+        """What the model reads of an example, after as many shots as there are positions for beside it, or ``shots``.
 
         Raises:
             InputError: there are too few positions for the example alone, or a choice has no token.
             ConfigError: the template has a place that is no field.
         """
-        written = [self.template.prompt(item.fields), *map(self.template.choice, item.choices)]
-        prompt, *choices = self.tokenizer.encode_batch(written)
+        text = self.template.prompt(item.fields)
+        first, later = *self.tokenizer.encode_batch([text]), *self._after(BETWEEN, [text])
+        choices = self._after(text, [self.template.choice(words) for words in item.choices])
         if [] in choices:
             raise InputError(f"the choice {item.choices[choices.index([])]!r:.60} has no token")
-        size = len(self.start) + len(prompt) + max(map(len, choices))
+        size = len(self.start) + max(len(first), len(later)) + max(map(len, choices))
         if size > self.max_len:
-            raise InputError(f"{written[0]!r:.60} and a choice have {size} tokens, the model {self.max_len} positions")
+            raise InputError(f"{text!r:.60} and a choice have {size} tokens, the model {self.max_len} positions")
         ends = np.cumsum([len(shot) for shot in self.shots])
-        return Asked(item.choices, prompt, choices, int(np.searchsorted(ends, self.max_len - size, side="right")))
+        most = int(np.searchsorted(ends, self.max_len - size, side="right"))
+        count = most if shots is None else min(most, shots)
+        return Asked(item.choices, later if count else first, choices, count)
 
     def shares(self, asked: Sequence[Asked]) -> list[NDArray[np.float64]]:
         """The share of each choice of each example; the same alone as among others."""
@@ -182,9 +195,9 @@ class Prompting:
         return [share / share.sum() for share in told]
 
     def bias(self, choices: tuple[str, ...], shots: int) -> NDArray[np.float64]:
-        """The mean share of each choice after texts without content, and after so many shots."""
+        """The mean share of each choice after texts without content, and after so many shots, or as many as fit."""
         items = (Item(dict.fromkeys(self.template.names, each), choices) for each in EMPTY)
-        empty = [self.asked(item)._replace(shots=shots) for item in items]
+        empty = [self.asked(item, shots) for item in items]
         return np.array([softmax(scores) for scores in self.scores(empty)]).mean(axis=0)
 
     def scores(self, asked: Sequence[Asked]) -> list[NDArray[np.float64]]:
@@ -192,14 +205,14 @@ class Prompting:
         found = [np.empty(0)] * len(asked)
         for count in {each.shots for each in asked}:
             places = [i for i, each in enumerate(asked) if each.shots == count]
-            for i, logprobs in self._after([asked[i] for i in places], places, count):
+            for i, logprobs in self._totals([asked[i] for i in places], places, count):
                 found[i] = np.array(logprobs) / [
                     self._size(*each) for each in zip(asked[i].words, asked[i].choices, strict=True)
                 ]
         return found
 
     @torch.inference_mode()
-    def _after(self, asked: Sequence[Asked], places: Sequence[int], count: int) -> Iterator[tuple[int, list[float]]]:
+    def _totals(self, asked: Sequence[Asked], places: Sequence[int], count: int) -> Iterator[tuple[int, list[float]]]:
         """The log-probabilities of each example's choices after the first ``count`` shots, with the example's place.
 
         What caches hold of the shots is shared by all examples, and what they hold of an example by all of its choices.

@@ -30,7 +30,7 @@ from regard.data.tables import form
 from regard.data.tokenize import Tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, check_limits, greedy
-from regard.generate.front import generate
+from regard.generate.front import generate, numbered
 from regard.generate.logits import Transform
 from regard.tasks.task import Prepare, Scored, some, tell_cut, vocabulary
 
@@ -356,18 +356,6 @@ def writing(model: Any, tokenizer: Tokenizer, start: int) -> Any:
     }  # fmt: skip
     special |= {name: value for name, value in own.items() if name in vars(model)}
     return replace(model, vocab_size=vocabulary(model, tokenizer), **special)
-
-
-def numbered(method: Pick | Beam, numbers: Sequence[int]) -> Pick | Beam:
-    """The method, with row i of a batch known to it as ``numbers[i]``: so a draw depends on the text, not the batch."""
-    if isinstance(method, Beam):
-        return method
-    known = torch.tensor(numbers)
-
-    def pick(logits: Tensor, rows: Tensor, count: int) -> Tensor:
-        return method(logits, known.to(rows.device)[rows], count)
-
-    return pick
 
 
 def sizes(examples: Sequence[Example], frame: int = 1) -> list[tuple[int, int]]:

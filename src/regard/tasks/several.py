@@ -24,6 +24,7 @@ from regard.data.split import Reread, Splits
 from regard.data.tokenize import Tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick
+from regard.generate.front import numbered
 from regard.objectives.supervise import likelihood
 from regard.tasks.seq2seq import WINDOW, Example
 from regard.tasks.task import Prepare, Scored, some
@@ -288,7 +289,8 @@ class TranslateMany:
                 places = [place for place, (tag, _) in enumerate(window) if tag == name]
                 try:
                     texts = [window[place][1] for place in places]
-                    answers = task.predict(self.model_of(model, name), texts, method, max_tokens)
+                    own = numbered(method, [first + place for place in places])
+                    answers = task.predict(self.model_of(model, name), texts, own, max_tokens)
                     for place, answer in zip(places, answers, strict=True):
                         outputs[place] = answer
                 except InputError as error:

@@ -17,7 +17,7 @@ from regard.data.learn import TokenizerKind
 from regard.data.tokenize import Tokenizer
 from regard.generate.beam import Beam
 from regard.generate.decode import Pick, greedy
-from regard.generate.front import generate
+from regard.generate.front import generate, numbered
 from regard.objectives.spans import Spans
 from regard.tasks.language import Language
 from regard.tasks.masked import MaskedLanguage, MaskedText
@@ -105,7 +105,7 @@ class SpanLanguage(MaskedLanguage):
                 model,
                 torch.tensor([[self.start_token]], device=device),
                 inputs={"tokens": torch.tensor([row], device=device)},
-                method=method,
+                method=numbered(method, [number - 1]),
                 stop=[self.tokenizer.eos],
                 max_tokens=min(max_tokens or len(row) + 16, most - 1),
             )
