@@ -43,7 +43,7 @@ def bleu(run: Path) -> None:
 def studies(*folders: Path) -> None:
     """Held-out loss over steps, the mean of the seeds, a panel for each study and a curve for each variant."""
     figure = blank(len(folders))
-    for axes, folder in zip(figure.axes, folders, strict=False):
+    for axes, folder in zip(figure.axes, folders, strict=True):
         for name, points in curves(folder):
             axes.plot(*zip(*points, strict=True), label=name)
         axes.set(title=folder.name.removesuffix("-study"), xlabel="steps", ylabel="held-out loss, nats a character")
@@ -77,6 +77,8 @@ def blank(panels: int) -> "Figure":
     figure = Figure(figsize=(6 if columns == 1 else 9, 3 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.spines[["top", "right"]].set_visible(False)
+    for spare in figure.axes[panels:]:
+        spare.remove()
     return figure
 
 
