@@ -181,7 +181,10 @@ def test_a_run_learns_predicts_and_scores(tmp_path, capsys):
     run = tmp_path / "run"
     file = ["--data.train", str(tmp_path / "train.conll")]
     assert main(["train", "tag", *options, *file, "--out", str(run), "--quiet"]) == 0
-    assert [*regard.predict(run, ["Dora likes Oslo", "in Rome"])] == ["Dora/B-PER likes Oslo/B-LOC", "in Rome/B-LOC"]
+    assert [*regard.predict(run, ["Dora lives in Oslo", "Rome likes Anna"])] == [
+        "Dora/B-PER lives in Oslo/B-LOC",
+        "Rome/B-LOC likes Anna/B-PER",
+    ]
     capsys.readouterr()
     assert main(["evaluate", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["f1"] == 1.0

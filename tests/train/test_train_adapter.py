@@ -67,7 +67,7 @@ def run(request, data, start):
     out = data / request.param
     options = ["--adapter.kind", request.param, "--adapter.rank", "4", "--adapter.targets", "q", "v", "ffn"]
     arguments = ["--start", str(start), "--data.train", str(data / "shapes.tsv"), "--data.max-len", "16"]
-    arguments += ["--num-steps", "80", "--valid-every", "40", "--log-every", "10", "--average", "0.9"]
+    arguments += ["--num-steps", "480", "--valid-every", "240", "--log-every", "10", "--average", "0.9"]
     arguments += ["--schedule.shape", "linear", "--schedule.lr", "1e-2", "--objective.consistency", "0"]
     arguments += ["--model.dropout", "0", "--model.attn-dropout", "0"]
     assert main(["train", "classify_finetune", *arguments, *options, "--out", str(out), "--quiet"]) == 0
