@@ -7,6 +7,7 @@ from regard import zoo
 from regard.core.errors import ConfigError
 from regard.models.recurrent import RecurrentConfig
 from regard.recipes.language import language
+from regard.studies.language import SCRATCH
 from regard.train.recipe import Recipe, fitted
 from regard.train.study import Study, Variant
 
@@ -27,7 +28,7 @@ def cells(base: Recipe) -> Study:
         "say so of translation; Melis et al. 2018 warn that small texts may favour well regularised LSTMs. All have "
         "the same rate, which may be better for one than for another: schedule.lr changes it.",
         [Variant("Transformer", base), *recurrent],
-        sets=("start", "missing"),
+        sets=SCRATCH,
     )
 
 

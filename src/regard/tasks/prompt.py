@@ -279,8 +279,7 @@ class Prompting:
 
 def said(logits: Float[Tensor, "B S V"], tokens: Tensor) -> Float[Tensor, "B S"]:
     """The log-probability of each token, in float32 at least."""
-    wide = widened(logits)
-    return wide.log_softmax(dim=-1).gather(2, tokens[..., None])[..., 0]
+    return widened(logits).log_softmax(dim=-1).gather(2, tokens[..., None])[..., 0]
 
 
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
